@@ -1,0 +1,69 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  Differences between the PostgreSQL versions that timpush builds with.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_COMPAT_H
+#define TIMPUSH_COMPAT_H
+
+/*
+ * Semantic actions of the JSON parser return an error type since 16.  Such an
+ * action is declared JSON_ACTION and ends with JSON_ACTION_DONE.
+ */
+#if PG_VERSION_NUM >= 160000
+#define JSON_ACTION			JsonParseErrorType
+#define JSON_ACTION_DONE	return JSON_SUCCESS
+#else
+#define JSON_ACTION			void
+#define JSON_ACTION_DONE	return
+#endif
+
+/* A lexer over UTF-8 that hands out de-escaped strings, and its end. */
+#if PG_VERSION_NUM >= 170000
+#define json_lex_begin(json, len) \
+	makeJsonLexContextCstringLen(NULL, (json), (len), PG_UTF8, true)
+#define json_lex_end(lex)	freeJsonLexContext(lex)
+#else
+#define json_lex_begin(json, len) \
+	makeJsonLexContextCstringLen((json), (int) (len), PG_UTF8, true)
+#define json_lex_end(lex) \
+	do { \
+		pfree((lex)->strval->data); \
+		pfree((lex)->strval); \
+		pfree(lex); \
+	} while (0)
+#endif
+
+/* Privilege checks go by catalog since 16. */
+#if PG_VERSION_NUM >= 160000
+#define server_usage_aclcheck(server, role) \
+	object_aclcheck(ForeignServerRelationId, (server), (role), ACL_USAGE)
+#else
+#define server_usage_aclcheck(server, role) \
+	pg_foreign_server_aclcheck((server), (role), ACL_USAGE)
+#endif
+
+/* A wait set belongs to a resource owner since 17; ours to the process. */
+#if PG_VERSION_NUM >= 170000
+#define create_wait_set(nevents)	CreateWaitEventSet(NULL, (nevents))
+#else
+#define create_wait_set(nevents) \
+	CreateWaitEventSet(TopMemoryContext, (nevents))
+#endif
+
+/* Settings under our prefix that do not exist are refused since 15. */
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* A random number in [0,1): the generator is another one since 15. */
+#if PG_VERSION_NUM >= 150000
+#include "common/pg_prng.h"
+#define random_fraction()	pg_prng_double(&pg_global_prng_state)
+#else
+#define random_fraction()	(random() / (MAX_RANDOM_VALUE + 1.0))
+#endif
+
+#endif							/* TIMPUSH_COMPAT_H */

@@ -1,0 +1,94 @@
+/*-------------------------------------------------------------------------
+ *
+ * compose.h
+ *	  Waiting pushes into calls: which rows, and which of their accounts,
+ *	  share a request.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_COMPOSE_H
+#define TIMPUSH_COMPOSE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What a push wants done when it cannot be known whether the API got it. */
+typedef enum OnUnknown
+{
+	ON_UNKNOWN_RETRY,
+	ON_UNKNOWN_HOLD,
+	ON_UNKNOWN_ACCEPT
+} OnUnknown;
+
+/* Bytes that somebody else owns; data is NULL for SQL's null. */
+typedef struct Span
+{
+	const char *data;
+	size_t		len;
+} Span;
+
+/* All that must be equal in pushes that share a call. */
+typedef struct Content
+{
+	Span		server;
+	Span		from;
+	Span		title;
+	Span		descr;
+	Span		data_id;
+	Span		extra;
+	OnUnknown	on_unknown;
+} Content;
+
+/* A waiting push, as the outbox has it. */
+typedef struct ComposeRow
+{
+	int64_t		id;
+	int64_t		content_key;	/* equal contents have equal keys */
+	Content		content;
+	int			priority;
+	int64_t		send_at;
+	int			naccounts;		/* accounts not yet handed out */
+	const Span *accounts;
+	int			taken;			/* out: how many of them are now */
+} ComposeRow;
+
+/* Accounts first .. first + count - 1 of a row, in a request. */
+typedef struct ComposePart
+{
+	int			row;
+	int			first;			/* from 0, into the row's accounts */
+	int			count;
+} ComposePart;
+
+typedef struct ComposedRequest
+{
+	int			nparts;
+	ComposePart *parts;
+	int			naccounts;
+} ComposedRequest;
+
+/* Hash of a content, for content_key. */
+extern int64_t content_hash(const Content *content);
+
+/* Byte equality of everything in it. */
+extern bool content_equal(const Content *a, const Content *b);
+
+/*
+ * Compose at most max_requests requests of at most max_accounts accounts.
+ *
+ * "rows" may come in any order, each once.  The first by (priority from 9
+ * down, send_at, id) that still has accounts picks the content of the next
+ * request; rows of byte-equal content ride along, oldest first.  A row that
+ * fits into a request goes whole or waits for the next one, a larger one is
+ * sliced.  An account stands once in a request: a row that would repeat one
+ * waits, a slice ends before it.
+ *
+ * Writes the requests into "out", which has room for max_requests, sets
+ * "taken" in the rows and returns the number of requests.  Allocates with
+ * palloc.
+ */
+extern int	compose(ComposeRow *rows, int nrows, int max_requests,
+					int max_accounts, ComposedRequest *out);
+
+#endif							/* TIMPUSH_COMPOSE_H */
