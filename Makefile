@@ -1,0 +1,44 @@
+# timpush: build with PGXS
+#
+# make && make install, then CREATE EXTENSION timpush.  "make installcheck"
+# runs the regression tests against a running cluster.
+
+MODULE_big = timpush
+OBJS = \
+	src/compose.o \
+	src/enqueue.o \
+	src/http.o \
+	src/journal.o \
+	src/launcher.o \
+	src/limiter.o \
+	src/msgrandom.o \
+	src/outbox.o \
+	src/policy.o \
+	src/preview.o \
+	src/push.o \
+	src/request.o \
+	src/response.o \
+	src/rowset.o \
+	src/sender.o \
+	src/server.o \
+	src/shared.o \
+	src/status.o \
+	src/timpush.o \
+	src/usersig.o \
+	src/worker.o
+
+EXTENSION = timpush
+DATA = sql/timpush--1.0.sql
+PGFILEDESC = "timpush - reliable sender of Tencent TIMPush notifications"
+
+REGRESS = setup options enqueue trigger status usersig privileges
+REGRESS_OPTS = --inputdir=. --outputdir=.
+
+SHLIB_LINK = -lcurl -lcrypto
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# PostgreSQL's headers warn under -Wextra; those of the system do not count.
+override CPPFLAGS := $(patsubst -I%,-isystem %,$(filter-out -I. -I./,$(CPPFLAGS)))

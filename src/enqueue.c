@@ -1,0 +1,729 @@
+/*-------------------------------------------------------------------------
+ *
+ * enqueue.c
+ *	  The way in: timpush_batch, a plain INSERT, a trigger; and the wake-up
+ *	  at commit.
+ *
+ * All ways end in an INSERT into push_outbox, whose row trigger checks and
+ * completes the row.  timpush_batch does the INSERT with the rights of the
+ * table's owner, after noting whom it acts for.
+ *
+ * Crash story: the row lives and dies with the caller's transaction.  The
+ * wake-up is a mere hint that happens after the commit; if it is lost, so is
+ * the shared memory it went to, and every database is looked at anew.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "enqueue.h"
+#include "outbox_columns.h"
+#include "push.h"
+#include "server.h"
+#include "shared.h"
+#include "timpush.h"
+
+PG_FUNCTION_INFO_V1(timpush_batch);
+PG_FUNCTION_INFO_V1(timpush_enqueue);
+PG_FUNCTION_INFO_V1(timpush_outbox_check);
+
+/* Arguments of timpush_batch, in their order. */
+enum
+{
+	ARG_FROM,
+	ARG_TO,
+	ARG_TITLE,
+	ARG_DESCR,
+	ARG_DATA_ID,
+	ARG_SERVER,
+	ARG_EXTRA,
+	ARG_PRIORITY,
+	ARG_SEND_AT,
+	ARG_EXPIRES_AT,
+	ARG_DEDUP_KEY,
+	NARGS
+};
+
+typedef struct ArgSpec
+{
+	const char *name;
+	Oid			type;
+	const char *column;
+} ArgSpec;
+
+static const ArgSpec arg_specs[NARGS] = {
+	{"from", TEXTOID, "from_account"},
+	{"to", TEXTARRAYOID, "to_accounts"},
+	{"title", TEXTOID, "title"},
+	{"descr", TEXTOID, "descr"},
+	{"data_id", TEXTOID, "data_id"},
+	{"server", NAMEOID, "server"},
+	{"extra", JSONBOID, "extra"},
+	{"priority", INT4OID, "priority"},
+	{"send_at", TIMESTAMPTZOID, "send_at"},
+	{"expires_at", TIMESTAMPTZOID, "expires_at"},
+	{"dedup_key", TEXTOID, "dedup_key"},
+};
+
+/* An INSERT of ours on behalf of a caller, seen by the row trigger. */
+typedef struct Insertion
+{
+	Oid			caller;
+	int64		known_id;		/* out: push with the same dedup_key, or 0 */
+} Insertion;
+
+static Insertion *insertion = NULL;
+
+static bool wake_pending = false;
+static bool warned = false;
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+/*
+ * At commit, one atomic operation and perhaps a SetLatch; an error here would
+ * be a PANIC.  A prepared transaction wakes when it is committed, see below.
+ */
+static void
+wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PARALLEL_COMMIT)
+	{
+		if (wake_pending)
+			shared_wake();
+	}
+	else if (event != XACT_EVENT_ABORT && event != XACT_EVENT_PARALLEL_ABORT &&
+			 event != XACT_EVENT_PREPARE)
+		return;
+	wake_pending = false;
+}
+
+static void
+request_wake(void)
+{
+	static bool registered = false;
+
+	if (!shared_attached())
+	{
+		if (!warned)
+			ereport(WARNING,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("push is enqueued, but nothing sends it, because timpush is not preloaded"),
+					 errhint("Add timpush to shared_preload_libraries and restart the server.")));
+		warned = true;
+		return;
+	}
+	shared_prepare_wake();
+	if (!registered)
+	{
+		RegisterXactCallback(wake_at_commit, NULL);
+		registered = true;
+	}
+	wake_pending = true;
+}
+
+/*
+ * COMMIT PREPARED knows nothing of what the transaction did, so it wakes the
+ * database's worker if there is one to be woken at all.
+ */
+static void
+timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
+						bool readOnlyTree, ProcessUtilityContext context,
+						ParamListInfo params, QueryEnvironment *queryEnv,
+						DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *parsetree = pstmt->utilityStmt;
+	bool		commit_prepared = IsA(parsetree, TransactionStmt) &&
+	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
+
+	if (commit_prepared && shared_attached())
+		shared_prepare_wake();
+	if (prev_process_utility)
+		prev_process_utility(pstmt, queryString, readOnlyTree, context, params,
+							 queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+	if (commit_prepared && shared_attached())
+		shared_wake();
+}
+
+void
+enqueue_init(void)
+{
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = timpush_process_utility;
+}
+
+static Oid
+table_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/* push_outbox of the schema that one of our functions is in. */
+static Oid
+outbox_of_function(Oid funcid)
+{
+	Oid			schema = get_func_namespace(funcid);
+	Oid			relid = get_relname_relid("push_outbox", schema);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.push_outbox\" does not exist",
+						get_namespace_name(schema)),
+				 errhint("Drop and create the extension timpush.")));
+	return relid;
+}
+
+static char *
+qualified_name(Oid relid, const char *table)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  table);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The row trigger of push_outbox
+ * ------------------------------------------------------------------------
+ */
+
+static text *
+text_column(Datum *values, bool *nulls, int column)
+{
+	return nulls[column - 1] ? NULL : DatumGetTextPP(values[column - 1]);
+}
+
+/*
+ * A row that brings its content_key was made by this trigger before, and
+ * comes from a dump or by replication; only who may do anything may say so.
+ */
+static bool
+is_copied_row(Relation outbox, bool is_insert, bool *nulls)
+{
+	return is_insert && !nulls[OUTBOX_CONTENT_KEY - 1] &&
+		(SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA ||
+		 (insertion == NULL &&
+		  has_privs_of_role(GetUserId(), outbox->rd_rel->relowner)));
+}
+
+static void
+set_column(Datum *values, bool *nulls, int column, Datum value)
+{
+	values[column - 1] = value;
+	nulls[column - 1] = false;
+}
+
+static OnUnknown
+parse_on_unknown(const char *value)
+{
+	if (strcmp(value, "retry") == 0)
+		return ON_UNKNOWN_RETRY;
+	if (strcmp(value, "hold") == 0)
+		return ON_UNKNOWN_HOLD;
+	if (strcmp(value, "accept") == 0)
+		return ON_UNKNOWN_ACCEPT;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for \"on_unknown\": \"%s\"", value),
+			 errhint("Valid values are retry, hold and accept.")));
+}
+
+static void
+complete_server(Datum *values, bool *nulls, Oid caller)
+{
+	Oid			serverid;
+	Name		name = palloc0(NAMEDATALEN);
+
+	serverid = server_resolve(nulls[OUTBOX_SERVER - 1] ? NULL :
+							  NameStr(*DatumGetName(values[OUTBOX_SERVER - 1])));
+	server_check_usage(serverid, caller);
+	namestrcpy(name, GetForeignServer(serverid)->servername);
+	set_column(values, nulls, OUTBOX_SERVER, NameGetDatum(name));
+}
+
+static void
+complete_times(Datum *values, bool *nulls, bool is_insert)
+{
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	TimestampTz send_at;
+
+	if (nulls[OUTBOX_SEND_AT - 1])
+		set_column(values, nulls, OUTBOX_SEND_AT, TimestampTzGetDatum(now));
+	send_at = DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]);
+	if (is_insert)
+		set_column(values, nulls, OUTBOX_CREATED_AT, TimestampTzGetDatum(now));
+	if (is_insert && nulls[OUTBOX_EXPIRES_AT - 1] && timpush_default_ttl > 0)
+	{
+		TimestampTz start = Max(now, send_at);
+
+		if (TIMESTAMP_NOT_FINITE(start))
+			return;
+		set_column(values, nulls, OUTBOX_EXPIRES_AT,
+				   TimestampTzGetDatum(start + timpush_default_ttl * USECS_PER_SEC));
+	}
+	if (!nulls[OUTBOX_EXPIRES_AT - 1] &&
+		DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]) <= Max(send_at, now))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"expires_at\" must be later than now and \"send_at\", but is %s",
+						timestamptz_to_str(DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]))),
+				 errhint("Leave it out to let the push live for timpush.default_ttl.")));
+}
+
+static void
+complete_content_key(Datum *values, bool *nulls)
+{
+	Content		content = {0};
+	char	   *on_unknown;
+
+	if (nulls[OUTBOX_ON_UNKNOWN - 1])
+		set_column(values, nulls, OUTBOX_ON_UNKNOWN,
+				   CStringGetTextDatum(GetConfigOption("timpush.on_unknown", false, false)));
+	on_unknown = TextDatumGetCString(values[OUTBOX_ON_UNKNOWN - 1]);
+	content.on_unknown = parse_on_unknown(on_unknown);
+	content.server.data = NameStr(*DatumGetName(values[OUTBOX_SERVER - 1]));
+	content.server.len = strlen(content.server.data);
+	content.from = text_span(text_column(values, nulls, OUTBOX_FROM_ACCOUNT));
+	content.title = text_span(text_column(values, nulls, OUTBOX_TITLE));
+	content.descr = text_span(text_column(values, nulls, OUTBOX_DESCR));
+	content.data_id = text_span(text_column(values, nulls, OUTBOX_DATA_ID));
+	content.extra = text_span(text_column(values, nulls, OUTBOX_EXTRA));
+	set_column(values, nulls, OUTBOX_CONTENT_KEY,
+			   Int64GetDatum(content_hash(&content)));
+}
+
+static void
+check_row(Datum *values, bool *nulls)
+{
+	PushFields	push = {0};
+
+	push.from_name = insertion != NULL ? "from" : "from_account";
+	push.to_name = insertion != NULL ? "to" : "to_accounts";
+	push.from = text_column(values, nulls, OUTBOX_FROM_ACCOUNT);
+	push.to = nulls[OUTBOX_TO_ACCOUNTS - 1] ? NULL :
+		DatumGetArrayTypeP(values[OUTBOX_TO_ACCOUNTS - 1]);
+	push.title = text_column(values, nulls, OUTBOX_TITLE);
+	push.descr = text_column(values, nulls, OUTBOX_DESCR);
+	push.data_id = text_column(values, nulls, OUTBOX_DATA_ID);
+	push.extra = nulls[OUTBOX_EXTRA - 1] ? NULL :
+		DatumGetJsonbP(values[OUTBOX_EXTRA - 1]);
+	if (nulls[OUTBOX_PRIORITY - 1])
+		set_column(values, nulls, OUTBOX_PRIORITY, Int32GetDatum(4));
+	push.priority = DatumGetInt32(values[OUTBOX_PRIORITY - 1]);
+	push_check(&push);
+}
+
+/* Do something with the rights of the table's owner; see leave_owner(). */
+static void
+enter_owner(Oid outbox, Oid *userid, int *seccontext)
+{
+	GetUserIdAndSecContext(userid, seccontext);
+	SetUserIdAndSecContext(table_owner(outbox),
+						   *seccontext | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/*
+ * Back to the caller.  Not needed after an error: aborting the transaction or
+ * subtransaction restores the user.
+ */
+static void
+leave_owner(Oid userid, int seccontext)
+{
+	SetUserIdAndSecContext(userid, seccontext);
+}
+
+static void
+lock_dedup_key(Datum server, Datum key)
+{
+	Span		span = text_span(DatumGetTextPP(key));
+	const char *name = NameStr(*DatumGetName(server));
+	uint64		hash = hash_bytes_extended((const unsigned char *) span.data,
+										   (int) span.len,
+										   hash_bytes((const unsigned char *) name,
+													  (int) strlen(name)));
+
+	DirectFunctionCall1(pg_advisory_xact_lock_int8, Int64GetDatum((int64) hash));
+}
+
+/*
+ * The push with the same key for the same server, or 0.  The lock lets one
+ * transaction at a time look and insert; the fresh snapshot sees what those
+ * before us committed, in whatever table it is by now.
+ */
+static int64
+find_known_push(Oid outbox, Datum server, Datum key)
+{
+	Datum		args[2] = {server, key};
+	Oid			types[2] = {NAMEOID, TEXTOID};
+	int64		id = 0;
+	bool		isnull;
+	Oid			userid;
+	int			seccontext;
+	char	   *query;
+
+	lock_dedup_key(server, key);
+	query = psprintf("SELECT id FROM %s WHERE server OPERATOR(pg_catalog.=) $1 AND dedup_key OPERATOR(pg_catalog.=) $2 "
+					 "UNION ALL "
+					 "SELECT push_id FROM %s WHERE server OPERATOR(pg_catalog.=) $1 AND dedup_key OPERATOR(pg_catalog.=) $2 "
+					 "LIMIT 1",
+					 qualified_name(outbox, "push_outbox"),
+					 qualified_name(outbox, "push_result"));
+	enter_owner(outbox, &userid, &seccontext);
+	SPI_connect();
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (SPI_execute_with_args(query, 2, types, args, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look for a push with the same key");
+	if (SPI_processed > 0)
+		id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &isnull));
+	PopActiveSnapshot();
+	SPI_finish();
+	leave_owner(userid, seccontext);
+	return id;
+}
+
+/* Check and complete a new or changed row; false if it is already known. */
+static bool
+prepare_row(Relation outbox, Datum *values, bool *nulls, bool is_insert)
+{
+	Oid			caller = insertion != NULL ? insertion->caller : GetUserId();
+	int64		known = 0;
+
+	complete_server(values, nulls, caller);
+	check_row(values, nulls);
+	complete_times(values, nulls, is_insert);
+	complete_content_key(values, nulls);
+	if (!is_insert)
+		return true;
+
+	set_column(values, nulls, OUTBOX_ENQUEUED_BY,
+			   DirectFunctionCall1(namein,
+								   CStringGetDatum(GetUserNameFromId(caller, false))));
+	set_column(values, nulls, OUTBOX_HANDED_OUT, Int32GetDatum(0));
+	if (!nulls[OUTBOX_DEDUP_KEY - 1])
+		known = find_known_push(RelationGetRelid(outbox),
+								values[OUTBOX_SERVER - 1],
+								values[OUTBOX_DEDUP_KEY - 1]);
+	if (insertion != NULL)
+		insertion->known_id = known;
+	return known == 0;
+}
+
+/*
+ * timpush_outbox_check() returns trigger
+ *
+ * Row trigger of push_outbox before INSERT and UPDATE: checks what a push
+ * must be, fills in what it leaves out, and wakes the worker at commit.
+ * Skips a row whose dedup_key is known.  Errors: those of push_check(),
+ * server_resolve() and server_check_usage(), and invalid_parameter_value for
+ * an expiry that is not after the time to send.
+ */
+Datum
+timpush_outbox_check(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	Datum		values[OUTBOX_NATTS];
+	bool		nulls[OUTBOX_NATTS];
+	HeapTuple	tuple;
+	bool		is_insert;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as a trigger",
+						"timpush_outbox_check")));
+	is_insert = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+	tuple = is_insert ? trigdata->tg_trigtuple : trigdata->tg_newtuple;
+	heap_deform_tuple(tuple, RelationGetDescr(trigdata->tg_relation), values, nulls);
+
+	if (!is_copied_row(trigdata->tg_relation, is_insert, nulls))
+	{
+		if (!prepare_row(trigdata->tg_relation, values, nulls, is_insert))
+			return PointerGetDatum(NULL);
+		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
+	}
+	request_wake();
+	return PointerGetDatum(tuple);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * timpush_batch
+ * ------------------------------------------------------------------------
+ */
+
+/* INSERT of all arguments, prepared once in a session for each table. */
+static SPIPlanPtr
+insert_plan(Oid outbox)
+{
+	static SPIPlanPtr plan = NULL;
+	static Oid	plan_outbox = InvalidOid;
+	StringInfoData query;
+	Oid			types[NARGS];
+
+	if (plan != NULL && plan_outbox == outbox)
+		return plan;
+	if (plan != NULL)
+		SPI_freeplan(plan);
+	plan = NULL;
+	initStringInfo(&query);
+	appendStringInfo(&query, "INSERT INTO %s (", qualified_name(outbox, "push_outbox"));
+	for (int i = 0; i < NARGS; i++)
+	{
+		types[i] = arg_specs[i].type;
+		appendStringInfo(&query, "%s%s", i > 0 ? ", " : "", arg_specs[i].column);
+	}
+	appendStringInfoString(&query, ") VALUES (");
+	for (int i = 0; i < NARGS; i++)
+		appendStringInfo(&query, "%s$%d", i > 0 ? ", " : "", i + 1);
+	appendStringInfoString(&query, ") RETURNING id");
+	plan = SPI_prepare(query.data, NARGS, types);
+	if (plan == NULL || SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not prepare the insertion into push_outbox");
+	plan_outbox = outbox;
+	return plan;
+}
+
+static int64
+insert_as_owner(Oid outbox, Datum *values, bool *nulls)
+{
+	char		spi_nulls[NARGS];
+	Oid			userid;
+	int			seccontext;
+	bool		isnull;
+	int64		id;
+
+	for (int i = 0; i < NARGS; i++)
+		spi_nulls[i] = nulls[i] ? 'n' : ' ';
+	enter_owner(outbox, &userid, &seccontext);
+	SPI_connect();
+	if (SPI_execute_plan(insert_plan(outbox), values, spi_nulls, false, 0) !=
+		SPI_OK_INSERT_RETURNING)
+		elog(ERROR, "could not insert into push_outbox");
+	if (SPI_processed > 0)
+		id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &isnull));
+	else
+		id = insertion->known_id;
+	SPI_finish();
+	leave_owner(userid, seccontext);
+	return id;
+}
+
+/* The push's id, or that of the known push with the same dedup_key. */
+static int64
+enqueue_push(Oid outbox, Datum *values, bool *nulls)
+{
+	Insertion	mine = {GetUserId(), 0};
+	Insertion  *outer = insertion;
+	int64		id;
+
+	insertion = &mine;
+	PG_TRY();
+	{
+		id = insert_as_owner(outbox, values, nulls);
+	}
+	PG_FINALLY();
+	{
+		insertion = outer;
+	}
+	PG_END_TRY();
+	return id;
+}
+
+/*
+ * timpush_batch("from" text, "to" text[], title text, descr text,
+ *				 data_id text, server name, extra jsonb, priority integer,
+ *				 send_at timestamptz, expires_at timestamptz, dedup_key text)
+ *		returns bigint
+ *
+ * Enqueues a push with the rights of push_outbox's owner; the caller needs
+ * USAGE on the server.  Errors: those of timpush_outbox_check(), and
+ * read_only_sql_transaction.
+ */
+Datum
+timpush_batch(PG_FUNCTION_ARGS)
+{
+	Datum		values[NARGS];
+	bool		nulls[NARGS];
+
+	PreventCommandIfReadOnly("timpush_batch()");
+	for (int i = 0; i < NARGS; i++)
+	{
+		values[i] = fcinfo->args[i].value;
+		nulls[i] = fcinfo->args[i].isnull;
+	}
+	PG_RETURN_INT64(enqueue_push(outbox_of_function(fcinfo->flinfo->fn_oid),
+								 values, nulls));
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * timpush_enqueue
+ * ------------------------------------------------------------------------
+ */
+
+static int
+find_arg(const char *spec, size_t len)
+{
+	for (int i = 0; i < NARGS; i++)
+	{
+		if (strlen(arg_specs[i].name) == len &&
+			strncmp(arg_specs[i].name, spec, len) == 0)
+			return i;
+	}
+	return -1;
+}
+
+static Datum
+value_from_text(const char *text, Oid type)
+{
+	Oid			input;
+	Oid			ioparam;
+
+	getTypeInputInfo(type, &input, &ioparam);
+	return OidInputFunctionCall(input, (char *) text, ioparam, -1);
+}
+
+/* One account out of a text or any other scalar. */
+static Datum
+array_of_one(const char *account)
+{
+	Datum		element = CStringGetTextDatum(account);
+
+	return PointerGetDatum(construct_array(&element, 1, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
+/*
+ * A column's value as an argument: by way of text, which suits all types, as
+ * an assignment in a language without types would do it.
+ */
+static Datum
+value_from_column(Datum value, Oid column_type, int arg)
+{
+	Oid			output;
+	bool		varlena;
+	char	   *text;
+
+	if (column_type == arg_specs[arg].type)
+		return value;
+	getTypeOutputInfo(column_type, &output, &varlena);
+	text = OidOutputFunctionCall(output, value);
+	if (arg == ARG_TO && !OidIsValid(get_element_type(getBaseType(column_type))))
+		return array_of_one(text);
+	return value_from_text(text, arg_specs[arg].type);
+}
+
+/* Evaluate one trigger argument, name=column or name=#text. */
+static void
+evaluate_trigger_arg(const char *spec, HeapTuple row, TupleDesc desc,
+					 Datum *values, bool *nulls)
+{
+	const char *equals = strchr(spec, '=');
+	int			arg = equals == NULL ? -1 : find_arg(spec, equals - spec);
+	int			column;
+
+	if (arg < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid argument of trigger function %s: \"%s\"",
+						"timpush_enqueue", spec),
+				 errhint("Arguments are name=column or name=#text, the names being from, to, title, descr, data_id, server, extra, priority, send_at, expires_at and dedup_key.")));
+	if (equals[1] == '#')
+	{
+		values[arg] = arg == ARG_TO ? array_of_one(equals + 2) :
+			value_from_text(equals + 2, arg_specs[arg].type);
+		nulls[arg] = false;
+		return;
+	}
+	column = SPI_fnumber(desc, equals + 1);
+	if (column <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" named by trigger argument \"%s\" does not exist",
+						equals + 1, spec),
+				 errhint("For a constant write %.*s=#text.", (int) (equals - spec), spec)));
+	values[arg] = SPI_getbinval(row, desc, column, &nulls[arg]);
+	if (!nulls[arg])
+		values[arg] = value_from_column(values[arg], SPI_gettypeid(desc, column), arg);
+}
+
+/* The priority that the function would default to. */
+static void
+default_trigger_args(Datum *values, bool *nulls)
+{
+	for (int i = 0; i < NARGS; i++)
+	{
+		values[i] = (Datum) 0;
+		nulls[i] = true;
+	}
+	values[ARG_PRIORITY] = Int32GetDatum(4);
+	nulls[ARG_PRIORITY] = false;
+}
+
+/*
+ * timpush_enqueue() returns trigger
+ *
+ * Enqueues a push for each row, as timpush_batch() would.  Trigger arguments
+ * are name=column or name=#text; "to" takes an array or one account.  Errors:
+ * those of timpush_batch(), undefined_column, invalid_parameter_value for an
+ * unknown argument, e_r_i_e_trigger_protocol_violated if it is not a row
+ * trigger.
+ */
+Datum
+timpush_enqueue(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	Datum		values[NARGS];
+	bool		nulls[NARGS];
+	HeapTuple	row;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as a row trigger",
+						"timpush_enqueue"),
+				 errhint("Use CREATE TRIGGER ... FOR EACH ROW.")));
+	row = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
+		trigdata->tg_newtuple : trigdata->tg_trigtuple;
+	default_trigger_args(values, nulls);
+	for (int i = 0; i < trigdata->tg_trigger->tgnargs; i++)
+		evaluate_trigger_arg(trigdata->tg_trigger->tgargs[i], row,
+							 RelationGetDescr(trigdata->tg_relation),
+							 values, nulls);
+	(void) enqueue_push(outbox_of_function(fcinfo->flinfo->fn_oid), values, nulls);
+	return PointerGetDatum(row);
+}

@@ -1,0 +1,68 @@
+/*-------------------------------------------------------------------------
+ *
+ * journal.h
+ *	  Rows of the journal: from composed requests, and from outcomes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_JOURNAL_H
+#define TIMPUSH_JOURNAL_H
+
+#include "postgres.h"
+
+#include "compose.h"
+#include "outbox_columns.h"
+#include "request.h"
+#include "rowset.h"
+
+/* A row of push_outbox, taken apart. */
+typedef struct WaitingPush
+{
+	Datum		values[OUTBOX_NATTS];
+	bool		nulls[OUTBOX_NATTS];
+} WaitingPush;
+
+/* What a transaction is going to write, collected row by row. */
+typedef struct Journal
+{
+	Oid			request_seq;	/* gives ids to new requests */
+	Oid			msg_random_seq; /* gives numbers to new calls */
+
+	RowSet		new_requests;	/* push_request rows to insert */
+	RowSet		new_results;	/* push_result rows to insert */
+	RowSet		changed_requests;	/* push_request rows to update */
+	RowSet		changed_results;	/* push_result rows to update */
+	RowSet		copied_results; /* parents' push_result rows to copy ... */
+	RowSet		moved_results;	/* ... or to move to a child request */
+	RowSet		errors;			/* push_error rows to insert */
+	Datum	   *sent;			/* ids of requests whose members are all sent */
+	int			nsent;
+	int			sent_size;
+} Journal;
+
+/* Start collecting, in the current context. */
+extern void journal_begin(Journal *journal);
+
+/*
+ * Enter a composed request in the given state.  Returns it, in a context of
+ * its own under "parent".  "random_key" is not used unless it is to be sent.
+ */
+extern Request *journal_compose(Journal *journal, const ComposedRequest *composed,
+								ComposeRow *rows, const WaitingPush *pushes,
+								const char *state, Oid serverid,
+								uint64 random_key, MemoryContext parent);
+
+/* Enter the outcome and the next step of a request. */
+extern void journal_outcome(Journal *journal, Request *request);
+
+/* Enter that a request goes again now; draws a new MsgRandom unless in doubt. */
+extern void journal_resend(Journal *journal, Request *request, uint64 random_key);
+
+/*
+ * Enter that the members that expired leave the request, and that the others
+ * go on in a new one, which becomes due at once.
+ */
+extern void journal_drop_expired(Journal *journal, Request *request,
+								 TimestampTz now);
+
+#endif							/* TIMPUSH_JOURNAL_H */

@@ -1,0 +1,963 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.c
+ *	  The worker's SQL: claiming what may leave, recording what came of it.
+ *
+ * All statements are listed here, prepared once, and work on many rows at a
+ * time.  They run with the rights of the tables' owner, in transactions
+ * during which nothing is waited for.
+ *
+ * Crash story: a claim is committed before a byte leaves, so after a crash
+ * the journal has every request that the API may have seen, as "sending".
+ * An outcome is there wholly or not at all; one that was lost leaves its
+ * request "sending" too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "journal.h"
+#include "outbox.h"
+#include "outbox_columns.h"
+#include "push.h"
+#include "timpush.h"
+
+/*
+ * Rows of one content that a claim reads at most for each request that it
+ * may make, and for all of them together.
+ */
+#define MAX_ROWS_PER_CLAIM	2000
+
+/* Statements; "@" stands for the schema. */
+typedef enum Statement
+{
+	FIND_HEADS,
+	LOAD_ALIKE,
+	LOAD_EXPIRED,
+	DELETE_PUSHES,
+	UPDATE_HANDED_OUT,
+	INSERT_REQUESTS,
+	INSERT_RESULTS,
+	FIND_RETRIES,
+	FIND_ORPHANS,
+	LOAD_MEMBERS,
+	RESEND_REQUESTS,
+	CHANGE_REQUESTS,
+	SENT_RESULTS,
+	CHANGE_RESULTS,
+	COPY_RESULTS,
+	MOVE_RESULTS,
+	INSERT_ERRORS,
+	LOAD_SERVER,
+	INSERT_SERVER,
+	NOTE_SERVER,
+	RETRY_DUE,
+	PUSH_DUE,
+	EXPIRY_DUE,
+	NSTATEMENTS
+} Statement;
+
+#define MAX_PARAMS 6
+
+/* Parameter types that are known only when the tables are. */
+#define REQUEST_ARRAY	((Oid) 1)
+#define RESULT_ARRAY	((Oid) 2)
+#define ERROR_ARRAY		((Oid) 3)
+
+#define REQUEST_COLUMNS \
+	"q.id, q.server, q.msg_random, q.content, q.accounts, q.on_unknown, " \
+	"q.attempts, q.resends, q.in_doubt, q.maybe_duplicate, q.first_sent_at, q.created_at"
+
+static const struct
+{
+	const char *sql;
+	Oid			params[MAX_PARAMS];
+}			statements[NSTATEMENTS] = {
+	[FIND_HEADS] = {
+		"SELECT h.content_key "
+		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("
+		" SELECT o.content_key FROM @.push_outbox o"
+		" WHERE o.server = $1 AND o.priority = p AND o.send_at <= $2"
+		" AND (o.expires_at IS NULL OR o.expires_at > $2)"
+		" ORDER BY o.send_at, o.id LIMIT $3) h "
+		"LIMIT $3",
+		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[LOAD_ALIKE] = {
+		"SELECT o.* "
+		"FROM unnest($1) k CROSS JOIN LATERAL ("
+		" SELECT * FROM @.push_outbox w"
+		" WHERE w.content_key = k AND w.server = $2 AND w.send_at <= $3"
+		" AND (w.expires_at IS NULL OR w.expires_at > $3)"
+		" ORDER BY w.send_at, w.id LIMIT $4 FOR UPDATE SKIP LOCKED) o",
+		{INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[LOAD_EXPIRED] = {
+		"SELECT * FROM @.push_outbox WHERE expires_at <= $1 "
+		"ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+		{TIMESTAMPTZOID, INT8OID}
+	},
+	[DELETE_PUSHES] = {
+		"DELETE FROM @.push_outbox WHERE id = ANY ($1)",
+		{INT8ARRAYOID}
+	},
+	[UPDATE_HANDED_OUT] = {
+		"UPDATE @.push_outbox o SET handed_out = o.handed_out + u.n "
+		"FROM unnest($1, $2) u(id, n) WHERE o.id = u.id",
+		{INT8ARRAYOID, INT4ARRAYOID}
+	},
+	[INSERT_REQUESTS] = {
+		"INSERT INTO @.push_request SELECT * FROM unnest($1)",
+		{REQUEST_ARRAY}
+	},
+	[INSERT_RESULTS] = {
+		"INSERT INTO @.push_result SELECT * FROM unnest($1)",
+		{RESULT_ARRAY}
+	},
+	[FIND_RETRIES] = {
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.server = $1 AND q.state IN ('sending', 'retry')"
+		" AND q.state = 'retry' AND q.next_attempt_at <= $2 "
+		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
+		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_ORPHANS] = {
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.state IN ('sending', 'retry') AND q.state = 'sending'",
+		{0}
+	},
+	[LOAD_MEMBERS] = {
+		"SELECT request_id, push_id, first, accounts, expires_at "
+		"FROM @.push_result WHERE request_id = ANY ($1) ORDER BY request_id, first",
+		{INT8ARRAYOID}
+	},
+	[RESEND_REQUESTS] = {
+		"UPDATE @.push_request q SET state = 'sending', msg_random = u.msg_random,"
+		" resends = u.resends, maybe_duplicate = u.maybe_duplicate "
+		"FROM unnest($1) u WHERE q.id = u.id",
+		{REQUEST_ARRAY}
+	},
+	[CHANGE_REQUESTS] = {
+		"UPDATE @.push_request q SET state = u.state, msg_random = u.msg_random,"
+		" attempts = u.attempts, resends = u.resends, in_doubt = u.in_doubt,"
+		" http_status = CASE WHEN u.class IS NULL THEN q.http_status ELSE u.http_status END,"
+		" task_id = u.task_id,"
+		" error_code = CASE WHEN u.class IS NULL THEN q.error_code ELSE u.error_code END,"
+		" error_info = CASE WHEN u.class IS NULL THEN q.error_info ELSE u.error_info END,"
+		" class = coalesce(u.class, q.class), maybe_duplicate = u.maybe_duplicate,"
+		" first_sent_at = u.first_sent_at, next_attempt_at = u.next_attempt_at,"
+		" finished_at = u.finished_at, latency = coalesce(u.latency, q.latency) "
+		"FROM unnest($1) u WHERE q.id = u.id",
+		{REQUEST_ARRAY}
+	},
+	[SENT_RESULTS] = {
+		"UPDATE @.push_result SET state = 'sent', finished_at = $2 "
+		"WHERE request_id = ANY ($1)",
+		{INT8ARRAYOID, TIMESTAMPTZOID}
+	},
+	[CHANGE_RESULTS] = {
+		"UPDATE @.push_result r SET state = u.state, failed = u.failed,"
+		" retried = u.retried, maybe_duplicate = u.maybe_duplicate,"
+		" finished_at = u.finished_at "
+		"FROM unnest($1) u WHERE r.request_id = u.request_id AND r.push_id = u.push_id",
+		{RESULT_ARRAY}
+	},
+	[COPY_RESULTS] = {
+		"INSERT INTO @.push_result "
+		"SELECT u.push_id, u.request_id, u.first, u.accounts, u.state, u.failed,"
+		" u.retried, u.maybe_duplicate, r.server, r.enqueued_by, r.data_id,"
+		" r.dedup_key, r.push_accounts, r.priority, r.expires_at, r.enqueued_at,"
+		" u.finished_at "
+		"FROM unnest($1) u JOIN @.push_request c ON c.id = u.request_id "
+		"JOIN @.push_result r ON r.request_id = c.parent AND r.push_id = u.push_id",
+		{RESULT_ARRAY}
+	},
+	[MOVE_RESULTS] = {
+		"UPDATE @.push_result r SET request_id = u.request_id, first = u.first,"
+		" state = u.state, maybe_duplicate = u.maybe_duplicate,"
+		" finished_at = u.finished_at "
+		"FROM unnest($1) u JOIN @.push_request c ON c.id = u.request_id "
+		"WHERE r.request_id = c.parent AND r.push_id = u.push_id",
+		{RESULT_ARRAY}
+	},
+	[INSERT_ERRORS] = {
+		"INSERT INTO @.push_error "
+		"SELECT u.push_id, u.request_id, u.account, u.error_code, u.error_info,"
+		" u.class, r.enqueued_by "
+		"FROM unnest($1) u JOIN @.push_result r"
+		" ON r.request_id = u.request_id AND r.push_id = u.push_id",
+		{ERROR_ARRAY}
+	},
+	[LOAD_SERVER] = {
+		"SELECT state, random_key, server_oid, next_probe_at FROM @.push_server WHERE server = $1",
+		{NAMEOID}
+	},
+	[INSERT_SERVER] = {
+		"INSERT INTO @.push_server (server, server_oid, random_key) VALUES ($1, $2, $3) "
+		"ON CONFLICT (server) DO UPDATE SET server_oid = excluded.server_oid,"
+		" random_key = excluded.random_key",
+		{NAMEOID, OIDOID, INT8OID}
+	},
+	[NOTE_SERVER] = {
+		"UPDATE @.push_server SET state = $2, reason = $3, error_code = $4,"
+		" since = clock_timestamp(), next_probe_at = $5 "
+		"WHERE server = $1 AND state IN ('active', 'suspended')",
+		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID}
+	},
+	[RETRY_DUE] = {
+		"SELECT min(next_attempt_at) FROM @.push_request "
+		"WHERE server = $1 AND state IN ('sending', 'retry') AND state = 'retry'",
+		{NAMEOID}
+	},
+	[PUSH_DUE] = {
+		"SELECT min(d.send_at) "
+		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("
+		" SELECT o.send_at FROM @.push_outbox o"
+		" WHERE o.server = $1 AND o.priority = p"
+		" ORDER BY o.send_at, o.id LIMIT 1) d",
+		{NAMEOID}
+	},
+	[EXPIRY_DUE] = {
+		"SELECT min(expires_at) FROM @.push_outbox WHERE expires_at IS NOT NULL",
+		{0}
+	},
+};
+
+static SPIPlanPtr plans[NSTATEMENTS];
+
+/* What outbox_open() found; stays for the life of the process. */
+static Oid	schema_oid = InvalidOid;
+static char *schema_name;
+static Oid	outbox_oid = InvalidOid;
+static Journal journal;
+
+static Oid	saved_userid;
+static int	saved_seccontext;
+
+/* ------------------------------------------------------------------------
+ * Statements and transactions
+ * ------------------------------------------------------------------------
+ */
+
+static Oid
+param_type(Oid type)
+{
+	if (type == REQUEST_ARRAY)
+		return journal.new_requests.array_type;
+	if (type == RESULT_ARRAY)
+		return journal.new_results.array_type;
+	if (type == ERROR_ARRAY)
+		return journal.errors.array_type;
+	return type;
+}
+
+static SPIPlanPtr
+plan_of(Statement statement)
+{
+	StringInfoData sql;
+	Oid			types[MAX_PARAMS];
+	int			nparams = 0;
+
+	if (plans[statement] != NULL)
+		return plans[statement];
+	initStringInfo(&sql);
+	for (const char *p = statements[statement].sql; *p != '\0'; p++)
+	{
+		if (*p == '@')
+			appendStringInfoString(&sql, schema_name);
+		else
+			appendStringInfoChar(&sql, *p);
+	}
+	while (nparams < MAX_PARAMS && OidIsValid(statements[statement].params[nparams]))
+	{
+		types[nparams] = param_type(statements[statement].params[nparams]);
+		nparams++;
+	}
+	plans[statement] = SPI_prepare(sql.data, nparams, types);
+	if (plans[statement] == NULL || SPI_keepplan(plans[statement]) != 0)
+		elog(ERROR, "could not prepare statement %d", statement);
+	return plans[statement];
+}
+
+/* Run a statement; its rows, if any, are in SPI_tuptable. */
+static void
+run(Statement statement, Datum *values, const char *nulls)
+{
+	int			result = SPI_execute_plan(plan_of(statement), values, nulls, false, 0);
+
+	if (result < 0)
+		elog(ERROR, "statement %d failed: %s", statement,
+			 SPI_result_code_string(result));
+}
+
+/* Hand over collected rows, if there are any. */
+static void
+run_rows(Statement statement, const RowSet *rows)
+{
+	Datum		value;
+
+	if (rows->nrows == 0)
+		return;
+	value = rowset_array(rows);
+	run(statement, &value, NULL);
+}
+
+static Datum
+int8_array(Datum *values, int n)
+{
+	return PointerGetDatum(construct_array(values, n, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+static Datum
+server_name(const ServerOptions *server)
+{
+	Name		name = palloc0(NAMEDATALEN);
+
+	namestrcpy(name, server->name);
+	return NameGetDatum(name);
+}
+
+/* Schema and version of the extension in this database. */
+static bool
+find_extension(Oid *schema, char **version)
+{
+	bool		found;
+	bool		isnull;
+	MemoryContext caller = CurrentMemoryContext;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute("SELECT extnamespace, extversion FROM pg_catalog.pg_extension WHERE extname = 'timpush'",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look up the extension");
+	found = SPI_processed == 1;
+	if (found)
+	{
+		*schema = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+												 SPI_tuptable->tupdesc, 1, &isnull));
+		*version = MemoryContextStrdup(caller,
+									   SPI_getvalue(SPI_tuptable->vals[0],
+													SPI_tuptable->tupdesc, 2));
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	return found;
+}
+
+static void
+describe_tables(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	rowset_describe(&journal.new_requests, get_relname_relid("push_request", schema_oid));
+	journal.changed_requests = journal.new_requests;
+	rowset_describe(&journal.new_results, get_relname_relid("push_result", schema_oid));
+	journal.changed_results = journal.copied_results = journal.moved_results = journal.new_results;
+	rowset_describe(&journal.errors, get_relname_relid("push_error", schema_oid));
+	journal.request_seq = get_relname_relid("push_request_id_seq", schema_oid);
+	journal.msg_random_seq = get_relname_relid("push_msg_random_seq", schema_oid);
+	MemoryContextSwitchTo(old);
+}
+
+bool
+outbox_open(void)
+{
+	char	   *version;
+
+	if (!find_extension(&schema_oid, &version))
+		return false;
+	if (strcmp(version, TIMPUSH_VERSION) != 0)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("timpush: library is version %s, but the extension in database \"%s\" is version %s",
+						TIMPUSH_VERSION, get_database_name(MyDatabaseId), version),
+				 errhint("Run ALTER EXTENSION timpush UPDATE.")));
+		return false;
+	}
+	schema_name = MemoryContextStrdup(TopMemoryContext,
+									  quote_identifier(get_namespace_name(schema_oid)));
+	outbox_oid = get_relname_relid("push_outbox", schema_oid);
+	if (!OidIsValid(outbox_oid))
+		return false;
+	describe_tables();
+	return true;
+}
+
+static void
+become_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(outbox_oid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", outbox_oid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	GetUserIdAndSecContext(&saved_userid, &saved_seccontext);
+	SetUserIdAndSecContext(owner, saved_seccontext | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
+bool
+outbox_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid)
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	become_owner();
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return true;
+}
+
+void
+outbox_commit(void)
+{
+	PopActiveSnapshot();
+	SPI_finish();
+	SetUserIdAndSecContext(saved_userid, saved_seccontext);
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+void
+outbox_abort(void)
+{
+	AbortCurrentTransaction();
+}
+
+/* ------------------------------------------------------------------------
+ * Servers
+ * ------------------------------------------------------------------------
+ */
+
+static void
+add_server(const ServerOptions *server)
+{
+	uint64		key;
+	Datum		values[3];
+
+	if (!pg_strong_random(&key, sizeof(key)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	values[0] = server_name(server);
+	values[1] = ObjectIdGetDatum(server->oid);
+	values[2] = Int64GetDatum((int64) key);
+	run(INSERT_SERVER, values, NULL);
+}
+
+void
+outbox_server_state(const ServerOptions *server, ServerState *state)
+{
+	Datum		name = server_name(server);
+	bool		isnull;
+	char	   *label;
+	HeapTuple	tuple;
+
+	run(LOAD_SERVER, &name, NULL);
+	/* a server made anew under an old name draws a key of its own */
+	if (SPI_processed == 0 ||
+		DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									   3, &isnull)) != server->oid)
+	{
+		add_server(server);
+		run(LOAD_SERVER, &name, NULL);
+	}
+	tuple = SPI_tuptable->vals[0];
+	label = SPI_getvalue(tuple, SPI_tuptable->tupdesc, 1);
+	state->paused = strcmp(label, "paused") == 0 || strcmp(label, "held") == 0;
+	state->random_key = (uint64) DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+															 2, &isnull));
+	state->next_probe_at = DatumGetTimestampTz(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+															 4, &isnull));
+	if (isnull)
+		state->next_probe_at = 0;
+}
+
+void
+outbox_note_server(const ServerOptions *server, const char *state,
+				   const char *reason, int error_code, TimestampTz next_probe_at)
+{
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+
+	values[0] = server_name(server);
+	values[1] = CStringGetTextDatum(state);
+	values[2] = CStringGetTextDatum(reason != NULL ? reason : "");
+	nulls[2] = reason != NULL ? ' ' : 'n';
+	values[3] = Int32GetDatum(error_code);
+	nulls[3] = error_code != 0 ? ' ' : 'n';
+	values[4] = TimestampTzGetDatum(next_probe_at);
+	nulls[4] = next_probe_at != 0 ? ' ' : 'n';
+	run(NOTE_SERVER, values, nulls);
+}
+
+/* ------------------------------------------------------------------------
+ * Claiming from the outbox
+ * ------------------------------------------------------------------------
+ */
+
+/* The waiting rows that a statement has returned. */
+typedef struct Loaded
+{
+	int			n;
+	ComposeRow *rows;
+	WaitingPush *pushes;
+} Loaded;
+
+static OnUnknown
+on_unknown_of(Datum value)
+{
+	char	   *name = TextDatumGetCString(value);
+
+	return strcmp(name, "hold") == 0 ? ON_UNKNOWN_HOLD :
+		strcmp(name, "accept") == 0 ? ON_UNKNOWN_ACCEPT : ON_UNKNOWN_RETRY;
+}
+
+static Span
+span_of(WaitingPush *push, int column)
+{
+	if (push->nulls[column - 1])
+		return text_span(NULL);
+	push->values[column - 1] =
+		PointerGetDatum(PG_DETOAST_DATUM_PACKED(push->values[column - 1]));
+	return text_span((text *) DatumGetPointer(push->values[column - 1]));
+}
+
+static void
+load_accounts(ComposeRow *row, const WaitingPush *push)
+{
+	Datum	   *elements;
+	int			n;
+	int			handed_out = DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
+	Span	   *accounts;
+
+	deconstruct_array(DatumGetArrayTypeP(push->values[OUTBOX_TO_ACCOUNTS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
+	row->naccounts = Max(n - handed_out, 0);
+	accounts = palloc(sizeof(Span) * Max(row->naccounts, 1));
+	for (int i = 0; i < row->naccounts; i++)
+		accounts[i] = text_span(DatumGetTextPP(elements[handed_out + i]));
+	row->accounts = accounts;
+}
+
+static void
+load_row(ComposeRow *row, WaitingPush *push)
+{
+	Content    *content = &row->content;
+
+	row->id = DatumGetInt64(push->values[OUTBOX_ID - 1]);
+	row->content_key = DatumGetInt64(push->values[OUTBOX_CONTENT_KEY - 1]);
+	row->priority = DatumGetInt32(push->values[OUTBOX_PRIORITY - 1]);
+	row->send_at = DatumGetTimestampTz(push->values[OUTBOX_SEND_AT - 1]);
+	content->server.data = NameStr(*DatumGetName(push->values[OUTBOX_SERVER - 1]));
+	content->server.len = strlen(content->server.data);
+	content->from = span_of(push, OUTBOX_FROM_ACCOUNT);
+	content->title = span_of(push, OUTBOX_TITLE);
+	content->descr = span_of(push, OUTBOX_DESCR);
+	content->data_id = span_of(push, OUTBOX_DATA_ID);
+	content->extra = span_of(push, OUTBOX_EXTRA);
+	content->on_unknown = on_unknown_of(push->values[OUTBOX_ON_UNKNOWN - 1]);
+	load_accounts(row, push);
+}
+
+static void
+load_rows(Loaded *loaded)
+{
+	SPITupleTable *table = SPI_tuptable;
+
+	loaded->n = (int) SPI_processed;
+	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
+	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));
+	for (int i = 0; i < loaded->n; i++)
+	{
+		heap_deform_tuple(table->vals[i], table->tupdesc,
+						  loaded->pushes[i].values, loaded->pushes[i].nulls);
+		load_row(&loaded->rows[i], &loaded->pushes[i]);
+	}
+}
+
+/* Rows that are handed out entirely leave; of others the rest stays. */
+static void
+remove_taken(const Loaded *loaded)
+{
+	Datum	   *gone = palloc(sizeof(Datum) * loaded->n);
+	Datum	   *partly = palloc(sizeof(Datum) * loaded->n);
+	Datum	   *counts = palloc(sizeof(Datum) * loaded->n);
+	int			ngone = 0;
+	int			npartly = 0;
+	Datum		values[2];
+
+	for (int i = 0; i < loaded->n; i++)
+	{
+		const ComposeRow *row = &loaded->rows[i];
+
+		if (row->taken >= row->naccounts)
+			gone[ngone++] = Int64GetDatum(row->id);
+		else if (row->taken > 0)
+		{
+			partly[npartly] = Int64GetDatum(row->id);
+			counts[npartly++] = Int32GetDatum(row->taken);
+		}
+	}
+	if (ngone > 0)
+	{
+		values[0] = int8_array(gone, ngone);
+		run(DELETE_PUSHES, values, NULL);
+	}
+	if (npartly > 0)
+	{
+		values[0] = int8_array(partly, npartly);
+		values[1] = PointerGetDatum(construct_array(counts, npartly, INT4OID, sizeof(int32),
+													true, TYPALIGN_INT));
+		run(UPDATE_HANDED_OUT, values, NULL);
+	}
+}
+
+/* Turn loaded rows into at most "max" requests of the journal. */
+static List *
+journal_rows(Loaded *loaded, const char *state, const ServerOptions *server,
+			 uint64 random_key, int max, int max_accounts, MemoryContext parent)
+{
+	ComposedRequest *composed = palloc(sizeof(ComposedRequest) * max);
+	int			n = compose(loaded->rows, loaded->n, max, max_accounts, composed);
+	List	   *requests = NIL;
+
+	journal_begin(&journal);
+	for (int i = 0; i < n; i++)
+		requests = lappend(requests,
+						   journal_compose(&journal, &composed[i], loaded->rows,
+										   loaded->pushes, state,
+										   server != NULL ? server->oid : InvalidOid,
+										   random_key, parent));
+	run_rows(INSERT_REQUESTS, &journal.new_requests);
+	run_rows(INSERT_RESULTS, &journal.new_results);
+	if (n > 0)
+		remove_taken(loaded);
+	return requests;
+}
+
+/* The contents of the first pushes in line, each once. */
+static Datum *
+find_heads(const ServerOptions *server, TimestampTz now, int max, int *nkeys)
+{
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
+	Datum	   *keys;
+
+	run(FIND_HEADS, values, NULL);
+	keys = palloc(sizeof(Datum) * Max(SPI_processed, 1));
+	*nkeys = 0;
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		int			j = 0;
+
+		while (j < *nkeys && keys[j] != key)
+			j++;
+		if (j == *nkeys)
+			keys[(*nkeys)++] = key;
+	}
+	return keys;
+}
+
+/* Accounts that a request of the server may carry. */
+static int
+request_size(const ServerOptions *server)
+{
+	int			size = server->accounts_per_request;
+
+	/* more than a second's worth could never leave */
+	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
+		size = Max((int) server->accounts_per_second, 1);
+	return size;
+}
+
+List *
+outbox_claim(const ServerOptions *server, uint64 random_key, int max,
+			 MemoryContext parent)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			size = request_size(server);
+	int			nkeys;
+	Datum	   *keys = find_heads(server, now, max, &nkeys);
+	Datum		values[4];
+	Loaded		loaded;
+
+	if (nkeys == 0)
+		return NIL;
+	values[0] = int8_array(keys, nkeys);
+	values[1] = server_name(server);
+	values[2] = TimestampTzGetDatum(now);
+	values[3] = Int64GetDatum(nkeys == max ? size :
+							  Min((int64) size * max, Max(size, MAX_ROWS_PER_CLAIM / nkeys)));
+	run(LOAD_ALIKE, values, NULL);
+	load_rows(&loaded);
+	return journal_rows(&loaded, STATE_SENDING, server, random_key, max, size, parent);
+}
+
+int
+outbox_expire(int max)
+{
+	Datum		values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(max)};
+	Loaded		loaded;
+	int			nrequests = 0;
+
+	run(LOAD_EXPIRED, values, NULL);
+	load_rows(&loaded);
+	/* a large push takes a request for each 500 accounts */
+	for (int i = 0; i < loaded.n; i++)
+		nrequests += loaded.rows[i].naccounts / 500 + 1;
+	if (loaded.n > 0)
+		(void) journal_rows(&loaded, STATE_EXPIRED, NULL, 0, nrequests, 500,
+							CurrentMemoryContext);
+	return loaded.n;
+}
+
+/* ------------------------------------------------------------------------
+ * Requests that are in the journal already
+ * ------------------------------------------------------------------------
+ */
+
+static Datum
+request_value(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
+
+	return isnull ? (Datum) 0 : value;
+}
+
+static Request *
+load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "timpush request",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Request    *request = palloc0(sizeof(Request));
+	Datum	   *accounts;
+
+	request->context = context;
+	request->serverid = serverid;
+	request->id = DatumGetInt64(request_value(tuple, desc, 1));
+	request->server = *DatumGetName(request_value(tuple, desc, 2));
+	request->msg_random = (uint32) DatumGetInt64(request_value(tuple, desc, 3));
+	request->content = DatumGetJsonbPCopy(request_value(tuple, desc, 4));
+	deconstruct_array(DatumGetArrayTypeP(request_value(tuple, desc, 5)), TEXTOID,
+					  -1, false, TYPALIGN_INT, &accounts, NULL, &request->naccounts);
+	request->accounts = palloc(sizeof(char *) * Max(request->naccounts, 1));
+	for (int i = 0; i < request->naccounts; i++)
+		request->accounts[i] = TextDatumGetCString(accounts[i]);
+	request->on_unknown = on_unknown_of(request_value(tuple, desc, 6));
+	request->attempts = DatumGetInt32(request_value(tuple, desc, 7));
+	request->resends = DatumGetInt32(request_value(tuple, desc, 8));
+	request->in_doubt = DatumGetBool(request_value(tuple, desc, 9));
+	request->maybe_duplicate = DatumGetBool(request_value(tuple, desc, 10));
+	request->first_sent_at = DatumGetTimestampTz(request_value(tuple, desc, 11));
+	MemoryContextSwitchTo(old);
+	return request;
+}
+
+static void
+add_member(Request *request, HeapTuple tuple, TupleDesc desc)
+{
+	Member	   *member;
+
+	if (request->members == NULL)
+		request->members = MemoryContextAllocZero(request->context,
+												  sizeof(Member) * Max(request->naccounts, 1));
+	member = &request->members[request->nmembers++];
+	member->push_id = DatumGetInt64(request_value(tuple, desc, 2));
+	member->first = DatumGetInt32(request_value(tuple, desc, 3));
+	member->accounts = DatumGetInt32(request_value(tuple, desc, 4));
+	member->expires_at = DatumGetTimestampTz(request_value(tuple, desc, 5));
+	if (member->expires_at == 0)
+		member->expires_at = DT_NOEND;
+}
+
+static int
+compare_request_ids(const ListCell *a, const ListCell *b)
+{
+	int64		x = ((Request *) lfirst(a))->id;
+	int64		y = ((Request *) lfirst(b))->id;
+
+	return x < y ? -1 : x > y ? 1 : 0;
+}
+
+/* Requests in the result of the last statement, with their members. */
+static List *
+load_requests(Oid serverid, MemoryContext parent)
+{
+	List	   *requests = NIL;
+	Datum	   *ids = palloc(sizeof(Datum) * Max(SPI_processed, 1));
+	int			n = (int) SPI_processed;
+	Datum		value;
+	int			current = 0;
+
+	if (n == 0)
+		return NIL;
+	for (int i = 0; i < n; i++)
+		requests = lappend(requests, load_request(SPI_tuptable->vals[i],
+												  SPI_tuptable->tupdesc, serverid, parent));
+	list_sort(requests, compare_request_ids);
+	for (int i = 0; i < n; i++)
+		ids[i] = Int64GetDatum(((Request *) list_nth(requests, i))->id);
+	value = int8_array(ids, n);
+	run(LOAD_MEMBERS, &value, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		int64		id = DatumGetInt64(request_value(SPI_tuptable->vals[i],
+													 SPI_tuptable->tupdesc, 1));
+
+		while (DatumGetInt64(ids[current]) != id)
+			current++;
+		add_member(list_nth(requests, current), SPI_tuptable->vals[i],
+				   SPI_tuptable->tupdesc);
+	}
+	return requests;
+}
+
+static bool
+any_expired(const Request *request, TimestampTz now)
+{
+	for (int i = 0; i < request->nmembers; i++)
+	{
+		if (request->members[i].expires_at <= now)
+			return true;
+	}
+	return false;
+}
+
+/* Write what is collected about outcomes; the order matters for children. */
+static void
+write_outcomes(TimestampTz now)
+{
+	run_rows(CHANGE_REQUESTS, &journal.changed_requests);
+	if (journal.nsent > 0)
+	{
+		Datum		values[2] = {int8_array(journal.sent, journal.nsent), TimestampTzGetDatum(now)};
+
+		run(SENT_RESULTS, values, NULL);
+	}
+	run_rows(CHANGE_RESULTS, &journal.changed_results);
+	run_rows(INSERT_REQUESTS, &journal.new_requests);
+	run_rows(COPY_RESULTS, &journal.copied_results);
+	run_rows(MOVE_RESULTS, &journal.moved_results);
+	run_rows(INSERT_ERRORS, &journal.errors);
+}
+
+List *
+outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
+					 MemoryContext parent)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
+	List	   *found;
+	List	   *expired = NIL;
+	List	   *claimed = NIL;
+	ListCell   *cell;
+
+	run(FIND_RETRIES, values, NULL);
+	found = load_requests(server->oid, parent);
+	if (found == NIL)
+		return NIL;
+	journal_begin(&journal);
+	foreach(cell, found)
+	{
+		Request    *request = lfirst(cell);
+
+		if (any_expired(request, now))
+		{
+			expired = lappend(expired, request);
+			continue;
+		}
+		journal_resend(&journal, request, random_key);
+		claimed = lappend(claimed, request);
+	}
+	run_rows(RESEND_REQUESTS, &journal.changed_requests);
+	run_rows(CHANGE_RESULTS, &journal.changed_results);
+
+	journal_begin(&journal);
+	foreach(cell, expired)
+		journal_drop_expired(&journal, lfirst(cell), now);
+	write_outcomes(now);
+	foreach(cell, expired)
+		MemoryContextDelete(((Request *) lfirst(cell))->context);
+	return claimed;
+}
+
+List *
+outbox_orphans(MemoryContext parent)
+{
+	run(FIND_ORPHANS, NULL, NULL);
+	return load_requests(InvalidOid, parent);
+}
+
+void
+outbox_record(List *requests)
+{
+	ListCell   *cell;
+
+	if (requests == NIL)
+		return;
+	journal_begin(&journal);
+	foreach(cell, requests)
+		journal_outcome(&journal, lfirst(cell));
+	write_outcomes(GetCurrentTimestamp());
+}
+
+/* The time that a statement returns in its only row. */
+static TimestampTz
+time_from(Statement statement, const ServerOptions *server)
+{
+	Datum		name = server != NULL ? server_name(server) : (Datum) 0;
+	Datum		due;
+	bool		isnull;
+
+	run(statement, &name, NULL);
+	due = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? DT_NOEND : DatumGetTimestampTz(due);
+}
+
+TimestampTz
+outbox_push_due(const ServerOptions *server)
+{
+	return time_from(PUSH_DUE, server);
+}
+
+TimestampTz
+outbox_retry_due(const ServerOptions *server)
+{
+	return time_from(RETRY_DUE, server);
+}
+
+TimestampTz
+outbox_expiry_due(void)
+{
+	return time_from(EXPIRY_DUE, NULL);
+}

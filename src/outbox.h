@@ -1,0 +1,86 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *	  The worker's SQL: claiming what may leave, recording what came of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_OUTBOX_H
+#define TIMPUSH_OUTBOX_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+
+#include "request.h"
+#include "server.h"
+
+/* What push_server says of a server. */
+typedef struct ServerState
+{
+	bool		paused;			/* paused or held: nothing may leave */
+	uint64		random_key;
+	TimestampTz next_probe_at;	/* of a suspended server, else 0 */
+} ServerState;
+
+/*
+ * Find our tables in the current database; false if timpush is not there or
+ * its version is not the library's.  In a transaction.
+ */
+extern bool outbox_open(void);
+
+/*
+ * A transaction with the rights of the tables' owner.  outbox_begin() returns
+ * false, without one, if the tables are not those of outbox_open() any more.
+ */
+extern bool outbox_begin(void);
+extern void outbox_commit(void);
+extern void outbox_abort(void);
+
+/* push_server's row of the server, made if it is not there. */
+extern void outbox_server_state(const ServerOptions *server, ServerState *state);
+
+/*
+ * Note why a server does not send, or that it does again (reason NULL).
+ * State is "active" or "suspended"; a paused or held server stays so.
+ */
+extern void outbox_note_server(const ServerOptions *server, const char *state,
+							   const char *reason, int error_code,
+							   TimestampTz next_probe_at);
+
+/*
+ * Take what may leave now, in a transaction: rows of push_outbox become
+ * requests in the journal.  Returns at most "max" of them, each in a context
+ * of its own under "parent".
+ */
+extern List *outbox_claim(const ServerOptions *server, uint64 random_key,
+						  int max, MemoryContext parent);
+
+/* Requests whose time to go again has come, likewise. */
+extern List *outbox_claim_retries(const ServerOptions *server, uint64 random_key,
+								  int max, MemoryContext parent);
+
+/*
+ * Give an outcome to at most "max" pushes, of any server, that expired while
+ * they waited; returns how many.
+ */
+extern int	outbox_expire(int max);
+
+/*
+ * Requests that an earlier worker left in flight, as if their attempts had
+ * just ended in doubt; the caller plans and records the next step.
+ */
+extern List *outbox_orphans(MemoryContext parent);
+
+/* Record the outcomes and steps of the requests. */
+extern void outbox_record(List *requests);
+
+/*
+ * When the server's first waiting push may leave, when its first request goes
+ * again, when the first waiting push of any server expires; DT_NOEND if never.
+ */
+extern TimestampTz outbox_push_due(const ServerOptions *server);
+extern TimestampTz outbox_retry_due(const ServerOptions *server);
+extern TimestampTz outbox_expiry_due(void);
+
+#endif							/* TIMPUSH_OUTBOX_H */

@@ -1,0 +1,101 @@
+/*-------------------------------------------------------------------------
+ *
+ * request.h
+ *	  A call of the API: what it carries, its URL and its body.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_REQUEST_H
+#define TIMPUSH_REQUEST_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "lib/stringinfo.h"
+#include "utils/jsonb.h"
+
+#include "compose.h"
+#include "policy.h"
+#include "response.h"
+#include "server.h"
+
+/* States of push_request and push_result, as stored. */
+#define STATE_SENDING	"sending"
+#define STATE_RETRY		"retry"
+#define STATE_DONE		"done"
+#define STATE_SENT		"sent"
+#define STATE_PARTIAL	"partial"
+#define STATE_FAILED	"failed"
+#define STATE_EXPIRED	"expired"
+#define STATE_UNKNOWN	"unknown"
+#define STATE_SPLIT		"split"
+
+/* The part of a push that a request carries: a row of push_result. */
+typedef struct Member
+{
+	int64		push_id;
+	int			first;			/* from 1, into the request's accounts */
+	int			accounts;
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	const char *state;			/* to be recorded */
+	int			failed;
+	int			retried;
+} Member;
+
+/* A row of push_request with its members, and what became of it. */
+typedef struct Request
+{
+	MemoryContext context;		/* holds all of it */
+	Oid			serverid;
+	NameData	server;
+	int64		id;
+	uint32		msg_random;
+	Jsonb	   *content;		/* the body without To_Account and MsgRandom */
+	int			naccounts;
+	char	  **accounts;		/* in the server's encoding */
+	OnUnknown	on_unknown;
+	int			attempts;
+	int			resends;
+	bool		in_doubt;
+	bool		maybe_duplicate;
+	bool		signed_anew;	/* this attempt has a new UserSig */
+	TimestampTz first_sent_at;	/* 0: never */
+	int			nmembers;
+	Member	   *members;
+
+	/* the attempt under way */
+	TimestampTz sent_at;		/* 0: has not left yet */
+
+	/* its end, to be recorded */
+	bool		judged;			/* there is an outcome */
+	Outcome		outcome;
+	Step		step;
+	TimestampTz ended_at;
+} Request;
+
+/*
+ * Content of a request: everything but To_Account and MsgRandom.  "extra" is
+ * merged in by the API's names, its object Ext becoming JSON text.  Arguments
+ * may be NULL except "from".
+ */
+extern Jsonb *request_content(text *from, text *title, text *descr,
+							  text *data_id, Jsonb *extra);
+
+/*
+ * Append the body, UTF-8: the same bytes for the same content, accounts and
+ * MsgRandom.
+ */
+extern void request_body(StringInfo body, Jsonb *content, char **accounts,
+						 int naccounts, uint32 msg_random);
+
+/* The URL of a call; palloc'd, holds the UserSig. */
+extern char *request_url(const ServerOptions *server, const char *usersig,
+						 uint32 random);
+
+/*
+ * Blank out the UserSig, and whatever stands after "usersig=", in a text that
+ * came from the network: a proxy may have echoed the URL.
+ */
+extern void request_redact(char *string, const char *usersig);
+
+#endif							/* TIMPUSH_REQUEST_H */

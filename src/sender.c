@@ -1,0 +1,565 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender.c
+ *	  One server of the database: its options, signature, connections, limits
+ *	  and health.
+ *
+ * Nothing leaves for a server that is paused, that has no usable credentials,
+ * whose last requests failed, or whose limit is reached; and then nothing is
+ * claimed for it either, so that an outage burns nobody's attempts.  One
+ * server's trouble never touches another's.
+ *
+ * Crash story: all of this is learned again by a new worker, but for the
+ * suspension of a server, which is in push_server.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "sender.h"
+#include "shared.h"
+#include "timpush.h"
+
+#define SECONDS(n)	((int64) (n) * USECS_PER_SEC)
+
+/* The breaker: after so many failures in a row, a pause that doubles. */
+#define FAILURES_TO_OPEN	5
+#define FIRST_OPEN			SECONDS(5)
+#define MAX_OPEN			SECONDS(120)
+
+/* A suspended server is tried after this, doubling. */
+#define FIRST_PROBE			SECONDS(60)
+#define MAX_PROBE			SECONDS(900)
+
+/* Without a key or a mapping we look again after this. */
+#define NO_KEY_PAUSE		SECONDS(60)
+
+/* Answers 4xx without an API body until the server counts as wrong. */
+#define REFUSALS_TO_STOP	3
+
+/* Most requests claimed in one transaction, to keep it short. */
+#define MAX_CLAIM			128
+
+/*
+ * With requests in flight and little room, a claim waits this long for more
+ * room, so that one transaction serves many requests.
+ */
+#define CLAIM_PAUSE			5000
+
+Sender *
+sender_create(MemoryContext parent, Oid serverid)
+{
+	Sender	   *sender = MemoryContextAllocZero(parent, sizeof(Sender));
+	MemoryContext old;
+
+	sender->context = AllocSetContextCreate(parent, "timpush server", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(sender->context);
+	sender->options = server_load(serverid);
+	MemoryContextSwitchTo(old);
+	return sender;
+}
+
+static bool
+same_text(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/* Do the options lead to the same connections? */
+static bool
+same_connections(const ServerOptions *a, const ServerOptions *b)
+{
+	return same_text(a->host, b->host) && same_text(a->ca_file, b->ca_file) &&
+		same_text(a->proxy, b->proxy) &&
+		a->connect_timeout == b->connect_timeout &&
+		a->request_timeout == b->request_timeout &&
+		a->max_in_flight == b->max_in_flight;
+}
+
+static bool
+same_credentials(const ServerOptions *a, const ServerOptions *b)
+{
+	return a->sdkappid == b->sdkappid && a->has_mapping == b->has_mapping &&
+		same_text(a->identifier, b->identifier) &&
+		same_text(a->secret_key, b->secret_key) &&
+		same_text(a->secret_key_file, b->secret_key_file) &&
+		same_text(a->usersig, b->usersig) &&
+		a->usersig_lifetime == b->usersig_lifetime;
+}
+
+static void
+retire_pool(Sender *sender)
+{
+	if (sender->pool != NULL)
+		http_pool_retire(sender->pool);
+	sender->pool = NULL;
+}
+
+static void
+forget_usersig(Sender *sender)
+{
+	explicit_bzero(sender->usersig, sizeof(sender->usersig));
+}
+
+/* Secrets do not stay behind in freed memory. */
+static void
+wipe_options(ServerOptions *options)
+{
+	if (options->secret_key != NULL)
+		explicit_bzero(options->secret_key, strlen(options->secret_key));
+	if (options->usersig != NULL)
+		explicit_bzero(options->usersig, strlen(options->usersig));
+}
+
+void
+sender_refresh(Sender *sender)
+{
+	MemoryContext context = AllocSetContextCreate(MemoryContextGetParent(sender->context),
+												  "timpush server", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	ServerOptions *options = server_load(sender->options->oid);
+	bool		connections = !same_connections(options, sender->options);
+	bool		credentials = !same_credentials(options, sender->options);
+
+	MemoryContextSwitchTo(old);
+	if (connections)
+		retire_pool(sender);
+	if (credentials)
+	{
+		forget_usersig(sender);
+		sender->signed_anew = false;
+	}
+	if (connections || credentials)
+	{
+		/* whatever was wrong may be right now */
+		sender->blocked_until = 0;
+		sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+		sender->retry_due = 0;
+	}
+	sender->push_due = 0;
+	wipe_options(sender->options);
+	MemoryContextDelete(sender->context);
+	sender->context = context;
+	sender->options = options;
+}
+
+void
+sender_destroy(Sender *sender)
+{
+	retire_pool(sender);
+	forget_usersig(sender);
+	wipe_options(sender->options);
+	MemoryContextDelete(sender->context);
+	if (sender->problem != NULL)
+		pfree(sender->problem);
+	pfree(sender);
+}
+
+/* ------------------------------------------------------------------------
+ * Health
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Remember what keeps the server from sending, NULL for nothing; log it once
+ * for each change.
+ */
+static void
+set_problem(Sender *sender, const char *problem, int code, bool suspended)
+{
+	bool		known = sender->problem != NULL;
+
+	if (same_text(problem, sender->problem) && suspended == sender->suspended)
+		return;
+	/* the words of one trouble may vary, its kind does not */
+	if (known && problem != NULL && suspended == sender->suspended &&
+		code == sender->problem_code && code != 0)
+		return;
+	if (problem != NULL)
+		ereport(suspended ? WARNING : LOG,
+				(errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
+				 errmsg("timpush: server \"%s\" %s: %s", sender->options->name,
+						suspended ? "is suspended" : "has trouble", problem)));
+	else
+		ereport(LOG, (errmsg("timpush: server \"%s\" is sending again",
+							 sender->options->name)));
+	if (known)
+		pfree(sender->problem);
+	sender->problem = problem != NULL ?
+		MemoryContextStrdup(MemoryContextGetParent(sender->context), problem) : NULL;
+	sender->problem_code = code;
+	sender->suspended = suspended;
+	sender->problem_changed = true;
+}
+
+void
+sender_note_problem(Sender *sender)
+{
+	if (!sender->problem_changed)
+		return;
+	outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
+					   sender->problem, sender->problem_code,
+					   sender->suspended ? sender->blocked_until : 0);
+}
+
+static int64
+doubling(int64 first, int64 most, int n)
+{
+	while (n-- > 0 && first < most)
+		first *= 2;
+	return Min(first, most);
+}
+
+static void
+note_success(Sender *sender)
+{
+	if (sender->failures > 0 || sender->suspended)
+		sender->blocked_until = 0;
+	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	sender->signed_anew = false;
+	set_problem(sender, NULL, 0, false);
+}
+
+/* A failure of the peer or of the way to it. */
+static void
+note_failure(Sender *sender, const Outcome *outcome, TimestampTz now)
+{
+	int64		pause;
+
+	sender->failures++;
+	/* requests that were in flight together tell the same once */
+	if (sender->blocked_until > now)
+		return;
+	if (sender->failures >= FAILURES_TO_OPEN)
+		pause = doubling(FIRST_OPEN, MAX_OPEN, sender->openings++);
+	else if (outcome->class == OUTCOME_NOT_SENT)
+		pause = policy_backoff(sender->failures - 1, 0.5 + random_fraction() / 2);
+	else
+		return;
+	sender->blocked_until = now + pause;
+	set_problem(sender, outcome->error_info, outcome->error_code, false);
+}
+
+static void
+note_stop(Sender *sender, const Outcome *outcome, TimestampTz now)
+{
+	if (sender->blocked_until <= now)
+		sender->blocked_until = now + doubling(FIRST_PROBE, MAX_PROBE, sender->stops++);
+	set_problem(sender, outcome->error_info, outcome->error_code, true);
+}
+
+static void
+note_outcome(Sender *sender, const Outcome *outcome, const Step *step, TimestampTz now)
+{
+	if (step->throttled)
+	{
+		app_throttled(sender->options->sdkappid, now);
+		sender->blocked_until = Max(sender->blocked_until, now + step->delay);
+	}
+	else if (step->new_usersig)
+	{
+		forget_usersig(sender);
+		sender->signed_anew = true;
+	}
+	else if (step->server_stops)
+		note_stop(sender, outcome, now);
+	else if (outcome->class == OUTCOME_NOT_SENT || outcome->class == OUTCOME_TRANSIENT ||
+			 outcome->class == OUTCOME_UNKNOWN)
+		note_failure(sender, outcome, now);
+	else
+		note_success(sender);
+}
+
+/* ------------------------------------------------------------------------
+ * Signature
+ * ------------------------------------------------------------------------
+ */
+
+/* Make sure of a UserSig that is good for a while; false with a problem set. */
+static bool
+ensure_usersig(Sender *sender, TimestampTz now)
+{
+	const ServerOptions *options = sender->options;
+	char	   *problem = NULL;
+	char	   *key;
+	size_t		len;
+	bool		made;
+
+	if (sender->usersig[0] != '\0' && now < sender->usersig_renew_at)
+		return true;
+	if (options->usersig != NULL)
+	{
+		strlcpy(sender->usersig, options->usersig, sizeof(sender->usersig));
+		sender->usersig_renew_at = DT_NOEND;
+		return true;
+	}
+	key = server_read_key(options, &len, &problem);
+	if (key == NULL)
+	{
+		set_problem(sender, problem, 0, true);
+		sender->blocked_until = now + NO_KEY_PAUSE;
+		return false;
+	}
+	made = usersig_make(sender->usersig, key, len, options->identifier,
+						options->sdkappid, (int64) timestamptz_to_time_t(now),
+						options->usersig_lifetime);
+	server_free_key(key, len);
+	if (!made)
+	{
+		set_problem(sender, "could not make a UserSig for the identifier", 0, true);
+		sender->blocked_until = now + NO_KEY_PAUSE;
+		return false;
+	}
+	/* at half life, so that no request meets its end */
+	sender->usersig_renew_at = now + SECONDS(options->usersig_lifetime) / 2;
+	return true;
+}
+
+static bool
+ensure_pool(Sender *sender)
+{
+	HttpOptions options = {
+		.connect_timeout = sender->options->connect_timeout,
+		.request_timeout = sender->options->request_timeout,
+		.max_in_flight = sender->options->max_in_flight,
+		.ca_file = sender->options->ca_file,
+		.proxy = sender->options->proxy,
+	};
+
+	if (sender->pool == NULL)
+		sender->pool = http_pool_create(&options);
+	return sender->pool != NULL;
+}
+
+/* ------------------------------------------------------------------------
+ * Leaving
+ * ------------------------------------------------------------------------
+ */
+
+static int64
+limit_wait(const Sender *sender, TimestampTz now)
+{
+	return app_wait(sender->options->sdkappid, sender->options->requests_per_second,
+					sender->options->accounts_per_second, now);
+}
+
+static bool
+limited(const Sender *sender)
+{
+	return sender->options->requests_per_second > 0 ||
+		sender->options->accounts_per_second > 0;
+}
+
+TimestampTz
+sender_due(const Sender *sender)
+{
+	if (sender->state.paused)
+		return DT_NOEND;
+	return Max(Min(sender->push_due, sender->retry_due), sender->blocked_until);
+}
+
+int
+sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
+{
+	int			room = sender->options->max_in_flight - sender->in_flight;
+	int64		wait;
+
+	if (sender_due(sender) > now)
+	{
+		*when = Min(*when, sender_due(sender));
+		return 0;
+	}
+	if (room <= 0 || sender->ready != NIL)
+		return 0;				/* an answer or sender_next_ready() goes first */
+	wait = limit_wait(sender, now);
+	if (wait > 0)
+	{
+		*when = Min(*when, now + wait);
+		return 0;
+	}
+	if (sender->in_flight > 0 && room < sender->options->max_in_flight / 2 &&
+		now < sender->last_claim + CLAIM_PAUSE)
+	{
+		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
+		return 0;
+	}
+	if (!ensure_usersig(sender, now))
+	{
+		*when = Min(*when, sender->blocked_until);
+		return 0;
+	}
+	/* one at a time: as a probe, or because the next token is not there yet */
+	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended || limited(sender))
+		return sender->in_flight == 0 || limited(sender) ? 1 : 0;
+	return Min(room, MAX_CLAIM);
+}
+
+/* An attempt that ended before it began. */
+static void
+judge_unsent(Sender *sender, Request *request, const char *why)
+{
+	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
+
+	sender_judge(sender, request, &transfer);
+}
+
+static bool
+post_request(Sender *sender, Request *request, TimestampTz now)
+{
+	StringInfoData body;
+	char	   *url;
+	bool		posted;
+
+	if (!ensure_usersig(sender, now))
+	{
+		judge_unsent(sender, request, sender->problem);
+		return true;
+	}
+	initStringInfo(&body);
+	request_body(&body, request->content, request->accounts, request->naccounts,
+				 request->msg_random);
+	url = request_url(sender->options, sender->usersig, request->msg_random);
+	request->sent_at = now;
+	if (request->first_sent_at == 0)
+		request->first_sent_at = now;
+	posted = ensure_pool(sender) &&
+		http_post(sender->pool, url, body.data, body.len, request);
+	explicit_bzero(url, strlen(url));
+	pfree(url);
+	pfree(body.data);
+	if (!posted)
+	{
+		judge_unsent(sender, request, "out of memory");
+		return true;
+	}
+	app_take(sender->options->sdkappid, sender->options->requests_per_second,
+			 sender->options->accounts_per_second, request->naccounts, now);
+	sender->in_flight++;
+	return false;
+}
+
+/* Has every push of the request expired? */
+static bool
+is_expired(const Request *request, TimestampTz now)
+{
+	for (int i = 0; i < request->nmembers; i++)
+	{
+		if (request->members[i].expires_at > now)
+			return false;
+	}
+	return true;
+}
+
+bool
+sender_send(Sender *sender, Request *request)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (is_expired(request, now))
+	{
+		judge_unsent(sender, request, "expired before it could leave");
+		return true;
+	}
+	if (limit_wait(sender, now) > 0)
+	{
+		MemoryContext old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
+
+		sender->ready = lappend(sender->ready, request);
+		MemoryContextSwitchTo(old);
+		return false;
+	}
+	return post_request(sender, request, now);
+}
+
+Request *
+sender_next_ready(Sender *sender, TimestampTz now)
+{
+	Request    *request;
+
+	if (sender->ready == NIL || limit_wait(sender, now) > 0)
+		return NULL;
+	request = linitial(sender->ready);
+	sender->ready = list_delete_first(sender->ready);
+	return request;
+}
+
+/* ------------------------------------------------------------------------
+ * Judging
+ * ------------------------------------------------------------------------
+ */
+
+/* An answer may repeat the URL, which holds the signature. */
+static void
+redact_outcome(const Sender *sender, Outcome *outcome)
+{
+	request_redact(outcome->error_info, sender->usersig);
+	for (int i = 0; i < outcome->nerrors; i++)
+		request_redact(outcome->errors[i].info, sender->usersig);
+}
+
+/* A refusal without the API's words may be a passing fault of a gateway. */
+static void
+bound_refusals(Sender *sender, Outcome *outcome)
+{
+	if (outcome->class == OUTCOME_SERVER_STOP && !outcome->has_code &&
+		++sender->refusals < REFUSALS_TO_STOP)
+		outcome->class = OUTCOME_TRANSIENT;
+}
+
+static void
+plan_step(const Sender *sender, Request *request)
+{
+	Attempt		attempt = {
+		.attempts = request->attempts,
+		.resends = request->resends,
+		.in_doubt = request->in_doubt,
+		.signed_anew = sender != NULL && sender->signed_anew,
+		.npushes = request->nmembers,
+		.on_unknown = request->on_unknown,
+		.max_unknown_resends = sender != NULL ? sender->options->max_unknown_resends : 0,
+		.random = random_fraction(),
+	};
+
+	request->judged = true;
+	policy_next_step(&request->outcome, &attempt, &request->step);
+	request->in_doubt = request->step.in_doubt;
+	if (request->step.counts)
+		request->attempts++;
+}
+
+void
+sender_judge(Sender *sender, Request *request, const Transfer *transfer)
+{
+	MemoryContext old = MemoryContextSwitchTo(request->context);
+
+	request->ended_at = GetCurrentTimestamp();
+	response_outcome(transfer, &request->outcome);
+	redact_outcome(sender, &request->outcome);
+	bound_refusals(sender, &request->outcome);
+	plan_step(sender, request);
+	MemoryContextSwitchTo(old);
+	note_outcome(sender, &request->outcome, &request->step, request->ended_at);
+	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
+		request->outcome.nerrors > 0)
+		sender->retry_due = Min(sender->retry_due, request->ended_at + request->step.delay);
+}
+
+void
+sender_judge_orphan(Sender *sender, Request *request)
+{
+	Outcome    *outcome = &request->outcome;
+
+	outcome->class = OUTCOME_UNKNOWN;
+	outcome->retry_after = -1;
+	outcome->error_info = MemoryContextStrdup(request->context,
+											  "the worker ended before the answer was recorded");
+	request->ended_at = GetCurrentTimestamp();
+	plan_step(sender, request);
+	if (sender != NULL)
+		sender->retry_due = Min(sender->retry_due, request->ended_at + request->step.delay);
+}

@@ -1,0 +1,88 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender.h
+ *	  One server of the database: its options, signature, connections, limits
+ *	  and health.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_SENDER_H
+#define TIMPUSH_SENDER_H
+
+#include "postgres.h"
+
+#include "http.h"
+#include "outbox.h"
+#include "request.h"
+#include "server.h"
+#include "usersig.h"
+
+typedef struct Sender
+{
+	MemoryContext context;		/* holds the options */
+	ServerOptions *options;
+	HttpPool   *pool;
+	ServerState state;			/* as push_server has it */
+
+	char		usersig[USERSIG_MAX_LEN];	/* empty: to be made */
+	TimestampTz usersig_renew_at;
+	bool		signed_anew;	/* made anew because the API refused it */
+
+	int			in_flight;
+	List	   *ready;			/* claimed, but may not leave yet */
+	TimestampTz push_due;		/* look into the outbox then; 0: now */
+	TimestampTz retry_due;		/* look for requests to go again then */
+	TimestampTz last_claim;
+	int			turn;			/* counts claims, to share them with retries */
+
+	TimestampTz blocked_until;	/* nothing leaves before */
+	int			failures;		/* in a row */
+	int			openings;		/* pauses for failures, in a row */
+	int			refusals;		/* answers without a body, 4xx, in a row */
+	int			stops;			/* server-stop outcomes in a row */
+
+	/* what push_server should say; written by the next transaction */
+	char	   *problem;		/* NULL: none */
+	int			problem_code;
+	bool		suspended;
+	bool		problem_changed;
+} Sender;
+
+/* A sender of the server, without connections yet. */
+extern Sender *sender_create(MemoryContext parent, Oid serverid);
+
+/* Take over options that may have changed; in a transaction. */
+extern void sender_refresh(Sender *sender);
+
+/* Forget the server; what is in flight goes on. */
+extern void sender_destroy(Sender *sender);
+
+/* When there is something to claim, DT_NOEND if never. */
+extern TimestampTz sender_due(const Sender *sender);
+
+/*
+ * May something leave now, as far as signature, health, limit and room go?
+ * Returns how many requests, and otherwise lowers *when to the time when it
+ * is worth asking again.
+ */
+extern int	sender_room(Sender *sender, TimestampTz now, TimestampTz *when);
+
+/*
+ * Send the request, or keep it until the limit lets it leave.  A request
+ * that cannot leave at all is judged: true.
+ */
+extern bool sender_send(Sender *sender, Request *request);
+
+/* The next kept request that may leave now, or NULL; see sender_send(). */
+extern Request *sender_next_ready(Sender *sender, TimestampTz now);
+
+/* Judge a finished transfer: outcome, next step, health of the server. */
+extern void sender_judge(Sender *sender, Request *request, const Transfer *transfer);
+
+/* Judge a request that was left in flight; sender may be NULL. */
+extern void sender_judge_orphan(Sender *sender, Request *request);
+
+/* Write what has changed about the server; in a transaction. */
+extern void sender_note_problem(Sender *sender);
+
+#endif							/* TIMPUSH_SENDER_H */

@@ -1,0 +1,437 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.c
+ *	  Shared memory: who works for which database, and the limits of apps.
+ *
+ * A slot per database that has ever had work since the start: the worker's
+ * latch, a flag that says "look at the outbox", and the time when there is
+ * work next.  The first commit that raises the flag sets the latch of the
+ * worker or, where there is none, of the launcher; all others find it raised.
+ *
+ * Crash story: shared memory holds no truth.  After a crash of the cluster it
+ * is made anew, and the launcher looks into every database once.  Nothing in
+ * it points into the memory of one process; latches are those of PGPROCs,
+ * which outlive their processes, so that a late SetLatch wakes a stranger at
+ * worst.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "limiter.h"
+#include "shared.h"
+
+#define MAX_DATABASES	1024
+#define MAX_APPS		1024
+
+typedef struct DatabaseSlot
+{
+	Oid			dbid;			/* InvalidOid: free */
+	Latch	   *latch;			/* of the worker; NULL: none */
+	pg_atomic_uint32 wanted;	/* somebody committed, or asked */
+	bool		left_well;		/* the last worker left in good order */
+	TimestampTz due;			/* when there is work next; DT_NOEND: never */
+	ConditionVariable recorded; /* the worker has recorded outcomes */
+} DatabaseSlot;
+
+typedef struct AppLimit
+{
+	uint32		sdkappid;		/* 0: free */
+	Bucket		calls;
+	Bucket		accounts;
+	Throttle	throttle;
+} AppLimit;
+
+typedef struct SharedState
+{
+	LWLock	   *lock;			/* over dbid, latch, due and the apps */
+	Latch	   *launcher;
+	DatabaseSlot slots[MAX_DATABASES];
+	AppLimit	apps[MAX_APPS];
+} SharedState;
+
+static SharedState *shared = NULL;
+
+/* Slot of the current database in this process, once it is known. */
+static DatabaseSlot *my_slot = NULL;
+static bool exit_registered = false;
+
+#if PG_VERSION_NUM >= 150000
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+#endif
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+static void
+request_shared(void)
+{
+#if PG_VERSION_NUM >= 150000
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+#endif
+	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
+	RequestNamedLWLockTranche("timpush", 1);
+}
+
+static void
+startup_shared(void)
+{
+	bool		found;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	shared = ShmemInitStruct("timpush", sizeof(SharedState), &found);
+	if (!found)
+	{
+		memset(shared, 0, sizeof(SharedState));
+		shared->lock = &(GetNamedLWLockTranche("timpush"))->lock;
+		for (int i = 0; i < MAX_DATABASES; i++)
+		{
+			pg_atomic_init_u32(&shared->slots[i].wanted, 0);
+			ConditionVariableInit(&shared->slots[i].recorded);
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+void
+shared_init(void)
+{
+#if PG_VERSION_NUM >= 150000
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shared;
+#else
+	request_shared();
+#endif
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup_shared;
+}
+
+bool
+shared_attached(void)
+{
+	return shared != NULL;
+}
+
+/* The database's slot, made if need be; NULL if all are taken. */
+static DatabaseSlot *
+find_slot(Oid dbid, bool make)
+{
+	DatabaseSlot *free_slot = NULL;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseSlot *slot = &shared->slots[i];
+
+		if (slot->dbid == dbid)
+			return slot;
+		if (free_slot == NULL && slot->dbid == InvalidOid)
+			free_slot = slot;
+	}
+	if (!make || free_slot == NULL)
+		return NULL;
+	free_slot->dbid = dbid;
+	free_slot->latch = NULL;
+	free_slot->due = DT_NOEND;
+	pg_atomic_write_u32(&free_slot->wanted, 0);
+	return free_slot;
+}
+
+static DatabaseSlot *
+lock_and_find_slot(Oid dbid, bool make)
+{
+	DatabaseSlot *slot;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(dbid, make);
+	LWLockRelease(shared->lock);
+	return slot;
+}
+
+void
+shared_prepare_wake(void)
+{
+	if (my_slot != NULL && my_slot->dbid == MyDatabaseId)
+		return;
+	my_slot = lock_and_find_slot(MyDatabaseId, true);
+	if (my_slot == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("timpush is used in too many databases"),
+				 errdetail("At most %d databases of a cluster can use it.",
+						   MAX_DATABASES)));
+}
+
+/* Raise the flag; who raised it first sets one latch. */
+static void
+want(DatabaseSlot *slot)
+{
+	Latch	   *latch;
+
+	if (pg_atomic_exchange_u32(&slot->wanted, 1) != 0)
+		return;
+	/* read once: the worker may be leaving; it looks at the flag after that */
+	latch = *(Latch *volatile *) &slot->latch;
+	if (latch == NULL)
+		latch = *(Latch *volatile *) &shared->launcher;
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+void
+shared_wake(void)
+{
+	if (shared != NULL && my_slot != NULL)
+		want(my_slot);
+}
+
+void
+shared_wait_outcome_begin(void)
+{
+	if (shared == NULL)
+		return;
+	shared_prepare_wake();
+	ConditionVariablePrepareToSleep(&my_slot->recorded);
+}
+
+void
+shared_wait_outcome(long timeout_ms)
+{
+	if (shared != NULL)
+		(void) ConditionVariableTimedSleep(&my_slot->recorded, timeout_ms,
+										   PG_WAIT_EXTENSION);
+	else
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout_ms, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+void
+shared_wait_outcome_end(void)
+{
+	if (shared != NULL)
+		ConditionVariableCancelSleep();
+}
+
+static void
+launcher_detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = NULL;
+	LWLockRelease(shared->lock);
+}
+
+void
+shared_launcher_attach(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = &MyProc->procLatch;
+	LWLockRelease(shared->lock);
+	before_shmem_exit(launcher_detach, (Datum) 0);
+}
+
+int
+shared_slots(void)
+{
+	return MAX_DATABASES;
+}
+
+Oid
+shared_slot_database(int slot)
+{
+	return shared->slots[slot].dbid;
+}
+
+bool
+shared_slot_has_worker(int slot)
+{
+	return *(Latch *volatile *) &shared->slots[slot].latch != NULL;
+}
+
+/*
+ * Does the database want a worker now?  If not, *due is lowered to the time
+ * when it will.
+ */
+bool
+shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due)
+{
+	DatabaseSlot *s = &shared->slots[slot];
+	bool		wanted;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	wanted = pg_atomic_read_u32(&s->wanted) != 0 || s->due <= now;
+	if (!wanted && s->due < *due)
+		*due = s->due;
+	LWLockRelease(shared->lock);
+	return wanted;
+}
+
+/* Did the last worker of the slot leave by itself and without an error? */
+bool
+shared_slot_left_well(int slot)
+{
+	return shared->slots[slot].left_well;
+}
+
+bool
+shared_want_database(Oid dbid)
+{
+	DatabaseSlot *slot = lock_and_find_slot(dbid, true);
+
+	if (slot == NULL)
+		return false;
+	pg_atomic_write_u32(&slot->wanted, 1);
+	return true;
+}
+
+void
+shared_forget_database(Oid dbid)
+{
+	DatabaseSlot *slot;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(dbid, false);
+	if (slot != NULL && slot->latch == NULL)
+		slot->dbid = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+static void
+worker_detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+{
+	Latch	   *launcher;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->latch = NULL;
+	launcher = shared->launcher;
+	LWLockRelease(shared->lock);
+	/* a commit that came while we were leaving found our latch */
+	if (pg_atomic_read_u32(&my_slot->wanted) != 0 && launcher != NULL)
+		SetLatch(launcher);
+}
+
+/* False if another worker is at it already. */
+bool
+shared_worker_attach(Oid dbid)
+{
+	bool		mine = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot = find_slot(dbid, true);
+	if (my_slot != NULL && my_slot->latch == NULL)
+	{
+		my_slot->latch = &MyProc->procLatch;
+		my_slot->due = DT_NOEND;
+		my_slot->left_well = false;
+		mine = true;
+	}
+	LWLockRelease(shared->lock);
+	if (mine && !exit_registered)
+	{
+		before_shmem_exit(worker_detach, (Datum) 0);
+		exit_registered = true;
+	}
+	return mine;
+}
+
+/* Has anything been committed since the last call? */
+bool
+shared_worker_woken(void)
+{
+	return pg_atomic_exchange_u32(&my_slot->wanted, 0) != 0;
+}
+
+void
+shared_worker_recorded(void)
+{
+	ConditionVariableBroadcast(&my_slot->recorded);
+}
+
+/* The worker leaves in good order; the next one is due then. */
+void
+shared_worker_leaves(TimestampTz due)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->due = due;
+	my_slot->left_well = true;
+	LWLockRelease(shared->lock);
+}
+
+/* The app's limits; the caller holds the lock.  NULL if the table is full. */
+static AppLimit *
+find_app(uint32 sdkappid)
+{
+	for (int i = 0; i < MAX_APPS; i++)
+	{
+		AppLimit   *app = &shared->apps[i];
+
+		if (app->sdkappid == 0)
+			app->sdkappid = sdkappid;
+		if (app->sdkappid == sdkappid)
+			return app;
+	}
+	return NULL;
+}
+
+int64
+app_wait(uint32 sdkappid, double call_rate, double account_rate, TimestampTz now)
+{
+	AppLimit   *app;
+	int64		wait = 0;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	app = find_app(sdkappid);
+	if (app != NULL)
+		wait = Max(bucket_wait(&app->calls,
+							   throttle_rate(&app->throttle, call_rate, now), now),
+				   bucket_wait(&app->accounts,
+							   throttle_rate(&app->throttle, account_rate, now), now));
+	LWLockRelease(shared->lock);
+	return wait;
+}
+
+void
+app_take(uint32 sdkappid, double call_rate, double account_rate, int accounts,
+		 TimestampTz now)
+{
+	AppLimit   *app;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	app = find_app(sdkappid);
+	if (app != NULL)
+	{
+		bucket_take(&app->calls,
+					throttle_rate(&app->throttle, call_rate, now), 1, now);
+		bucket_take(&app->accounts,
+					throttle_rate(&app->throttle, account_rate, now), accounts, now);
+	}
+	LWLockRelease(shared->lock);
+}
+
+void
+app_throttled(uint32 sdkappid, TimestampTz now)
+{
+	AppLimit   *app;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	app = find_app(sdkappid);
+	if (app != NULL)
+		throttle_hit(&app->throttle, now);
+	LWLockRelease(shared->lock);
+}

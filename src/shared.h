@@ -1,0 +1,63 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.h
+ *	  Shared memory: who works for which database, and the limits of apps.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TIMPUSH_SHARED_H
+#define TIMPUSH_SHARED_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "storage/latch.h"
+
+/* Hooks and sizes; called once from _PG_init while preloading. */
+extern void shared_init(void);
+
+/* False where the library was not preloaded: nothing will be sent. */
+extern bool shared_attached(void);
+
+/*
+ * Waking.  shared_prepare_wake() finds or makes the entry of the current
+ * database and may raise; shared_wake() then cannot fail and does one atomic
+ * operation and at most one SetLatch, so that it may run at commit.
+ */
+extern void shared_prepare_wake(void);
+extern void shared_wake(void);
+
+/* Waiting for the worker of the current database to record outcomes. */
+extern void shared_wait_outcome_begin(void);
+extern void shared_wait_outcome(long timeout_ms);
+extern void shared_wait_outcome_end(void);
+
+/* The launcher's side; "slot" is an index from 0 to shared_slots() - 1. */
+extern int	shared_slots(void);
+extern void shared_launcher_attach(void);
+extern Oid	shared_slot_database(int slot);
+extern bool shared_slot_has_worker(int slot);
+extern bool shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due);
+extern bool shared_slot_left_well(int slot);
+extern bool shared_want_database(Oid dbid);
+extern void shared_forget_database(Oid dbid);
+
+/* The worker's side. */
+extern bool shared_worker_attach(Oid dbid);
+extern bool shared_worker_woken(void);
+extern void shared_worker_recorded(void);
+extern void shared_worker_leaves(TimestampTz due);
+
+/*
+ * The limit of calls and accounts a second of an app, common to all servers
+ * and databases of the cluster that name it.  Rates are units a second, 0
+ * for none.  app_wait() says for how many microseconds nothing may leave, 0
+ * if a call may leave now; app_take() counts a call that leaves.
+ */
+extern int64 app_wait(uint32 sdkappid, double call_rate, double account_rate,
+					  TimestampTz now);
+extern void app_take(uint32 sdkappid, double call_rate, double account_rate,
+					 int accounts, TimestampTz now);
+extern void app_throttled(uint32 sdkappid, TimestampTz now);
+
+#endif							/* TIMPUSH_SHARED_H */

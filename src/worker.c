@@ -1,0 +1,730 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The loop of a database's worker.
+ *
+ * One process, one loop: wait for the latch, a connection or a timer; take
+ * the answers that came; then, in one short transaction, record them and
+ * claim what may leave next; then send it.  Nothing is held while bytes are
+ * on the wire: no transaction, no snapshot, no lock.
+ *
+ * Crash story: what was claimed is in the journal before it leaves.  A worker
+ * that starts takes every request that it finds "sending" for one in doubt.
+ * If outcomes cannot be recorded, they stay in memory and are recorded later,
+ * and nothing is claimed meanwhile.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "http.h"
+#include "outbox.h"
+#include "sender.h"
+#include "server.h"
+#include "shared.h"
+#include "timpush.h"
+
+/* With requests in flight, outcomes are recorded together after this. */
+#define RECORD_PAUSE_US		5000
+
+/* After a database error, everything rests this long. */
+#define ERROR_PAUSE_US		1000000
+
+/* Expired pushes are looked for at most this often. */
+#define EXPIRY_PAUSE_US		1000000
+
+/* What is due but locked by another session is looked at again after this. */
+#define LOCKED_PAUSE_US		100000
+
+/* Pushes that are given the outcome "expired" in one transaction. */
+#define MAX_EXPIRE			500
+
+/* At a termination request, answers are waited for this long. */
+#define GRACE_US			1000000
+
+PGDLLEXPORT void timpush_worker_main(Datum arg);
+
+static MemoryContext worker_context;
+static MemoryContext cycle_context;
+static List *senders = NIL;		/* of Sender */
+static List *gone = NIL;		/* dropped servers with requests in flight */
+static bool servers_known = false;
+static uint64 known_generation;
+static bool states_stale = true;	/* push_server is to be read */
+
+static List *unrecorded = NIL;	/* judged requests */
+static TimestampTz unrecorded_since;
+static List *claimed = NIL;		/* in the transaction under way */
+
+static TimestampTz expiry_due = 0;
+static TimestampTz error_until = 0;
+static bool error_reported = false;
+static TimestampTz idle_since = 0;
+
+/* ------------------------------------------------------------------------
+ * Servers
+ * ------------------------------------------------------------------------
+ */
+
+static Sender *
+find_sender(Oid serverid)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (sender->options->oid == serverid)
+			return sender;
+	}
+	foreach(cell, gone)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (sender->options->oid == serverid)
+			return sender;
+	}
+	return NULL;
+}
+
+static Sender *
+find_sender_by_name(const char *name)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (strcmp(sender->options->name, name) == 0)
+			return sender;
+	}
+	return NULL;
+}
+
+/* Take away those whose server is no more. */
+static void
+drop_senders(List *oids)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (list_member_oid(oids, sender->options->oid))
+			continue;
+		senders = foreach_delete_current(senders, cell);
+		if (sender->in_flight > 0 || sender->ready != NIL)
+			gone = lappend(gone, sender);
+		else
+			sender_destroy(sender);
+	}
+}
+
+/* Follow CREATE, ALTER and DROP SERVER; in a transaction. */
+static void
+refresh_senders(void)
+{
+	List	   *oids;
+	ListCell   *cell;
+
+	if (servers_known && known_generation == server_generation())
+		return;
+	servers_known = states_stale = true;
+	known_generation = server_generation();
+	oids = server_list_all();
+	MemoryContextSwitchTo(worker_context);
+	drop_senders(oids);
+	foreach(cell, oids)
+	{
+		Sender	   *sender = find_sender(lfirst_oid(cell));
+
+		if (sender != NULL)
+			sender_refresh(sender);
+		else
+			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell)));
+	}
+	MemoryContextSwitchTo(cycle_context);
+}
+
+/* ------------------------------------------------------------------------
+ * Answers
+ * ------------------------------------------------------------------------
+ */
+
+static void
+add_unrecorded(Request *request)
+{
+	MemoryContext old = MemoryContextSwitchTo(worker_context);
+
+	if (unrecorded == NIL)
+		unrecorded_since = GetCurrentTimestamp();
+	unrecorded = lappend(unrecorded, request);
+	MemoryContextSwitchTo(old);
+}
+
+/* Dropped servers stay until their last request has ended. */
+static void
+sweep_gone(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, gone)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (sender->in_flight > 0)
+			continue;
+		gone = foreach_delete_current(gone, cell);
+		sender_destroy(sender);
+	}
+}
+
+/* Judge whatever has come back. */
+static void
+take_answers(void)
+{
+	HttpCall   *call;
+	void	   *tag;
+	Transfer	transfer;
+
+	while ((call = http_finished(&tag, &transfer)) != NULL)
+	{
+		Request    *request = tag;
+		Sender	   *sender = find_sender(request->serverid);
+
+		sender->in_flight--;
+		sender_judge(sender, request, &transfer);
+		http_release(call);
+		add_unrecorded(request);
+	}
+	sweep_gone();
+}
+
+/* Requests that an earlier worker left in flight. */
+static void
+adopt_orphans(void)
+{
+	List	   *orphans = outbox_orphans(worker_context);
+	ListCell   *cell;
+
+	foreach(cell, orphans)
+	{
+		Request    *request = lfirst(cell);
+
+		sender_judge_orphan(find_sender_by_name(NameStr(request->server)), request);
+		add_unrecorded(request);
+	}
+	if (orphans != NIL)
+		ereport(LOG,
+				(errmsg_plural("timpush: %d request was left in flight and is in doubt",
+							   "timpush: %d requests were left in flight and are in doubt",
+							   list_length(orphans), list_length(orphans))));
+}
+
+/* ------------------------------------------------------------------------
+ * The cycle: one transaction
+ * ------------------------------------------------------------------------
+ */
+
+static void
+claim_retries(Sender *sender, int room, TimestampTz now)
+{
+	List	   *requests;
+
+	if (sender->retry_due > now)
+		return;
+	requests = outbox_claim_retries(sender->options, sender->state.random_key,
+									room, worker_context);
+	sender->retry_due = list_length(requests) == room ? 0 :
+		Max(outbox_retry_due(sender->options), now + LOCKED_PAUSE_US);
+	claimed = list_concat(claimed, requests);
+}
+
+static void
+claim_fresh(Sender *sender, int room, TimestampTz now)
+{
+	List	   *requests;
+
+	if (room <= 0 || sender->push_due > now)
+		return;
+	requests = outbox_claim(sender->options, sender->state.random_key, room,
+							worker_context);
+	/* rows that are due but locked by somebody are looked at again soon */
+	sender->push_due = list_length(requests) == room ? 0 :
+		Max(outbox_push_due(sender->options), now + LOCKED_PAUSE_US);
+	claimed = list_concat(claimed, requests);
+}
+
+/* Of every four claims, one lets the retries go first. */
+static void
+claim_for(Sender *sender, TimestampTz now)
+{
+	TimestampTz when = DT_NOEND;
+	int			room = sender_room(sender, now, &when);
+	int			before = list_length(claimed);
+
+	if (room == 0)
+		return;
+	sender->last_claim = now;
+	if (sender->turn++ % 4 == 0)
+	{
+		claim_retries(sender, Max(room / 4, 1), now);
+		claim_fresh(sender, room - (list_length(claimed) - before), now);
+	}
+	else
+	{
+		claim_fresh(sender, room, now);
+		if (list_length(claimed) - before < room)
+			claim_retries(sender, room - (list_length(claimed) - before), now);
+	}
+}
+
+static void
+load_server_states(void)
+{
+	ListCell   *cell;
+
+	if (!states_stale)
+		return;
+	states_stale = false;
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+		bool		fresh = sender->state.random_key == 0;
+
+		outbox_server_state(sender->options, &sender->state);
+		/* an earlier worker found that the server must rest */
+		if (fresh && sender->state.next_probe_at > sender->blocked_until)
+			sender->blocked_until = sender->state.next_probe_at;
+	}
+}
+
+static void
+expire_pushes(TimestampTz now)
+{
+	if (now < expiry_due)
+		return;
+	if (outbox_expire(MAX_EXPIRE) < MAX_EXPIRE)
+		expiry_due = Max(outbox_expiry_due(), now + EXPIRY_PAUSE_US);
+}
+
+/* What a cycle does in its transaction; false if timpush is gone. */
+static bool
+cycle_work(bool may_claim)
+{
+	TimestampTz now;
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(cycle_context);
+	if (!outbox_begin())
+		return false;
+	now = GetCurrentTimestamp();
+	refresh_senders();
+	load_server_states();
+	outbox_record(unrecorded);
+	foreach(cell, senders)
+		sender_note_problem(lfirst(cell));
+	if (may_claim)
+	{
+		expire_pushes(now);
+		foreach(cell, senders)
+			claim_for(lfirst(cell), now);
+	}
+	/* the list must outlive the transaction's memory */
+	MemoryContextSwitchTo(worker_context);
+	claimed = list_copy(claimed);
+	MemoryContextSwitchTo(cycle_context);
+	outbox_commit();
+	return true;
+}
+
+/* The transaction is committed: forget what it recorded, send what it claimed. */
+static void
+after_commit(void)
+{
+	List	   *to_send = claimed;
+	bool		recorded = unrecorded != NIL;
+	ListCell   *cell;
+
+	foreach(cell, unrecorded)
+		MemoryContextDelete(((Request *) lfirst(cell))->context);
+	list_free(unrecorded);
+	unrecorded = NIL;
+	claimed = NIL;
+	foreach(cell, senders)
+		((Sender *) lfirst(cell))->problem_changed = false;
+	if (recorded)
+		shared_worker_recorded();
+	if (error_reported)
+		ereport(LOG, (errmsg("timpush: outcomes can be recorded again")));
+	error_reported = false;
+
+	foreach(cell, to_send)
+	{
+		Request    *request = lfirst(cell);
+
+		if (sender_send(find_sender(request->serverid), request))
+			add_unrecorded(request);
+	}
+	list_free(to_send);
+}
+
+/* The transaction failed: keep the outcomes, forget the claims. */
+static void
+after_error(void)
+{
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(cycle_context);
+	if (!error_reported)
+		EmitErrorReport();
+	error_reported = true;
+	states_stale = true;
+	FlushErrorState();
+	outbox_abort();
+	MemoryContextSwitchTo(worker_context);
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		sender->push_due = sender->retry_due = 0;
+	}
+	claimed = NIL;
+	expiry_due = 0;
+	error_until = GetCurrentTimestamp() + ERROR_PAUSE_US;
+}
+
+/* False if timpush is gone from the database. */
+static bool
+run_cycle(bool may_claim)
+{
+	volatile bool there = true;
+	volatile bool failed = false;
+
+	pgstat_report_activity(STATE_RUNNING, may_claim ? "recording and claiming" : "recording");
+	claimed = NIL;
+	PG_TRY();
+	{
+		there = cycle_work(may_claim);
+	}
+	PG_CATCH();
+	{
+		failed = true;
+		after_error();
+	}
+	PG_END_TRY();
+	if (there && !failed)
+		after_commit();
+	MemoryContextSwitchTo(worker_context);
+	MemoryContextReset(cycle_context);
+	return there;
+}
+
+/* ------------------------------------------------------------------------
+ * The loop
+ * ------------------------------------------------------------------------
+ */
+
+static void
+send_ready(void)
+{
+	ListCell   *cell;
+	TimestampTz now = GetCurrentTimestamp();
+
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+		Request    *request;
+
+		while ((request = sender_next_ready(sender, now)) != NULL)
+		{
+			if (sender_send(sender, request))
+				add_unrecorded(request);
+		}
+	}
+}
+
+/*
+ * Is there anything for a transaction to do now?  If not, *when is lowered
+ * to the time when there may be.
+ */
+static bool
+cycle_wanted(TimestampTz now, TimestampTz *when)
+{
+	ListCell   *cell;
+	bool		wanted = false;
+
+	if (error_until > now)
+	{
+		*when = Min(*when, error_until);
+		return false;
+	}
+	if (!servers_known || known_generation != server_generation())
+		return true;
+	if (unrecorded != NIL)
+	{
+		TimestampTz due = unrecorded_since + RECORD_PAUSE_US;
+
+		if (http_in_flight() == 0 || due <= now)
+			return true;
+		*when = Min(*when, due);
+	}
+	if (expiry_due <= now)
+		return true;
+	*when = Min(*when, expiry_due);
+	foreach(cell, senders)
+	{
+		Sender	   *sender = lfirst(cell);
+
+		if (sender->problem_changed || sender_room(sender, now, when) > 0)
+			wanted = true;
+		if (sender->ready != NIL)
+			*when = Min(*when, now + 1000);
+	}
+	return wanted;
+}
+
+/* Everything may have to be looked at again. */
+static void
+note_wake(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+		((Sender *) lfirst(cell))->push_due = 0;
+	states_stale = true;
+	expiry_due = Min(expiry_due, GetCurrentTimestamp() + EXPIRY_PAUSE_US);
+	idle_since = 0;
+}
+
+/*
+ * Nothing is in flight and nothing may leave.  Leave the database when that
+ * has lasted, or has no end in sight; the launcher starts a worker again.
+ */
+static TimestampTz
+rest(TimestampTz now)
+{
+	TimestampTz due = expiry_due;
+	ListCell   *cell;
+
+	if (idle_since == 0)
+		idle_since = now;
+	foreach(cell, senders)
+		due = Min(due, sender_due(lfirst(cell)));
+	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
+	{
+		shared_worker_leaves(due);
+		proc_exit(0);
+	}
+	return Min(due, idle_since + timpush_idle_exit * USECS_PER_SEC);
+}
+
+/*
+ * A request to end has come.  Wait a moment for answers on the way and record
+ * what there is, so that little is in doubt; the next check for interrupts
+ * then ends the process.  Commits wait for no standby meanwhile.
+ */
+static void
+leave_in_order(void)
+{
+	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
+
+	/* the core handler sets it again at the next request */
+	ProcDiePending = false;
+	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
+	pgstat_report_activity(STATE_RUNNING, "ending");
+	while (http_in_flight() > 0)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now >= deadline || ProcDiePending)
+			break;
+		http_wait(TimestampDifferenceMilliseconds(now, deadline), PG_WAIT_EXTENSION);
+		take_answers();
+	}
+	if (unrecorded != NIL)
+		(void) run_cycle(false);
+	ProcDiePending = true;
+	InterruptPending = true;
+	CHECK_FOR_INTERRUPTS();
+}
+
+static void
+handle_signals(void)
+{
+	if (ProcDiePending)
+		leave_in_order();
+	/* there is no statement to cancel outside of a cycle */
+	QueryCancelPending = false;
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+		note_wake();
+	}
+	if (shared_worker_woken())
+		note_wake();
+}
+
+static void
+wait_for_something(TimestampTz when)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		timeout = -1;
+
+	if (when <= now)
+		timeout = 0;
+	else if (when != DT_NOEND)
+		timeout = Min(TimestampDifferenceMilliseconds(now, when), 3600000);
+	if (http_in_flight() > 0)
+		pgstat_report_activity(STATE_RUNNING, "sending");
+	else
+		pgstat_report_activity(STATE_IDLE, NULL);
+	http_wait(timeout, PG_WAIT_EXTENSION);
+}
+
+static void
+work(void)
+{
+	for (;;)
+	{
+		TimestampTz now;
+		TimestampTz when = DT_NOEND;
+		bool		may_claim;
+
+		handle_signals();
+		take_answers();
+		send_ready();
+		now = GetCurrentTimestamp();
+		may_claim = timpush_enabled;
+		if ((may_claim || unrecorded != NIL) && cycle_wanted(now, &when))
+		{
+			if (!run_cycle(may_claim))
+				return;
+			idle_since = 0;
+			when = now;
+		}
+		else if (http_in_flight() == 0 && unrecorded == NIL && error_until <= now)
+		{
+			if (!may_claim)
+				return;
+			when = Min(when, rest(now));
+		}
+		wait_for_something(when);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Start
+ * ------------------------------------------------------------------------
+ */
+
+static void
+override(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * What a role or database sets for its sessions is not for us: a claim must
+ * be durable, may write, and always goes by the index.
+ */
+static void
+override_settings(void)
+{
+	override("search_path", "pg_catalog, pg_temp");
+	override("default_transaction_read_only", "off");
+	override("default_transaction_isolation", "read committed");
+	override("default_transaction_deferrable", "off");
+	override("statement_timeout", "0");
+	override("idle_in_transaction_session_timeout", "0");
+	override("lock_timeout", "1000");
+	override("row_security", "on");
+	override("session_replication_role", "origin");
+	override("enable_seqscan", "off");
+	override("enable_bitmapscan", "off");
+	override("enable_hashjoin", "off");
+	override("enable_mergejoin", "off");
+	override("jit", "off");
+	override("max_parallel_workers_per_gather", "0");
+	override("plan_cache_mode", "force_generic_plan");
+	override("application_name", "timpush worker");
+}
+
+/* False if timpush does not live in this database. */
+static bool
+open_database(void)
+{
+	bool		found;
+
+	StartTransactionCommand();
+	found = outbox_open();
+	CommitTransactionCommand();
+	return found;
+}
+
+static void
+start_up(void)
+{
+	MemoryContextSwitchTo(cycle_context);
+	if (!outbox_begin())
+		return;
+	refresh_senders();
+	load_server_states();
+	adopt_orphans();
+	outbox_commit();
+	MemoryContextSwitchTo(worker_context);
+}
+
+/*
+ * timpush_worker_main(dbid)
+ *
+ * Entry point of a database's worker.
+ */
+void
+timpush_worker_main(Datum arg)
+{
+	Oid			dbid = DatumGetObjectId(arg);
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(dbid, InvalidOid, 0);
+
+	if (!shared_worker_attach(dbid))
+		proc_exit(0);
+	worker_context = AllocSetContextCreate(TopMemoryContext, "timpush worker",
+										   ALLOCSET_DEFAULT_SIZES);
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "timpush cycle",
+										  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(worker_context);
+	override_settings();
+	(void) shared_worker_woken();
+	if (open_database())
+	{
+		http_init();
+		start_up();
+		work();
+	}
+	shared_worker_leaves(DT_NOEND);
+	proc_exit(0);
+}
