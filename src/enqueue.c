@@ -641,6 +641,7 @@ value_from_column(Datum value, Oid column_type, int arg)
 		return value;
 	getTypeOutputInfo(column_type, &output, &varlena);
 	text = OidOutputFunctionCall(output, value);
+
 	if (arg == ARG_TO && !OidIsValid(get_element_type(getBaseType(column_type))))
 		return array_of_one(text);
 	return value_from_text(text, arg_specs[arg].type);

@@ -18,7 +18,11 @@
  * Over HTTP/1.1 libcurl repeats a POST by itself when a reused connection
  * dies before the answer, and reports success.  That would be a second
  * request that nobody knows of, so the body comes from a read callback whose
- * seek callback refuses.
+ * seek callback refuses.  The exception is an HTTP/2 stream that the peer has
+ * disowned: a GOAWAY names the last stream that it will act upon (RFC 9113,
+ * 6.8), and a request on a later one is free to go again.  libcurl knows but
+ * has no interface that tells, so we read it off its trace.  Where a version
+ * words its trace differently, such a request is in doubt, which is safe.
  *
  * Crash story: what was in flight is in the journal as "sending", and in
  * doubt.  All state here is the process's own.
@@ -56,6 +60,22 @@
 
 #define MAX_EVENTS			64
 
+/*
+ * A call whose stream the peer disowned starts again this often; libcurl has
+ * tried a few connections each time.
+ */
+#define MAX_RESTARTS		20
+
+/* Disowned streams of this many connections are remembered. */
+#define MAX_GOAWAYS			16
+
+/* The last stream that a connection's peer will act upon. */
+typedef struct Goaway
+{
+	long		port;			/* our end of the connection */
+	long		last_stream;
+} Goaway;
+
 struct HttpPool
 {
 	CURLM	   *multi;
@@ -67,6 +87,8 @@ struct HttpPool
 	int			live;			/* calls not yet released */
 	bool		http1;			/* the peer speaks no HTTP/2 */
 	bool		retired;		/* goes away with its last call */
+	Goaway		goaways[MAX_GOAWAYS];
+	int			next_goaway;
 	HttpOptions options;
 	HttpPool   *next;
 };
@@ -79,9 +101,13 @@ struct HttpCall
 	char	   *body;
 	size_t		len;
 	size_t		pos;			/* bytes of it that libcurl has taken */
+	long		stream;			/* HTTP/2 stream it went on, 0: none ... */
+	long		port;			/* ... and our end of that connection */
 	char	   *answer;
 	size_t		answer_len;
 	size_t		answer_size;
+	bool		disowned;		/* the peer disowned an earlier stream of it */
+	int			restarts;		/* after that */
 	CURLcode	result;
 	char		error[CURL_ERROR_SIZE];
 	HttpCall   *next;
@@ -149,15 +175,100 @@ read_body(char *buffer, size_t size, size_t nitems, void *arg)
 	return n;
 }
 
+static long
+local_port(CURL *easy)
+{
+	long		port = 0;
+
+	curl_easy_getinfo(easy, CURLINFO_LOCAL_PORT, &port);
+	return port;
+}
+
+static void
+note_goaway(HttpPool *pool, long port, long last_stream)
+{
+	Goaway	   *goaway = &pool->goaways[pool->next_goaway++ % MAX_GOAWAYS];
+
+	goaway->port = port;
+	goaway->last_stream = last_stream;
+}
+
+/* A new connection may have the port of an old one. */
+static void
+forget_goaways(HttpPool *pool, long port)
+{
+	for (int i = 0; i < MAX_GOAWAYS; i++)
+	{
+		if (pool->goaways[i].port == port)
+			pool->goaways[i].port = 0;
+	}
+}
+
+/* Has the peer said that it will not act upon the call's stream? */
+static bool
+stream_disowned(const HttpCall *call)
+{
+	for (int i = 0; call->stream > 0 && i < MAX_GOAWAYS; i++)
+	{
+		const Goaway *goaway = &call->pool->goaways[i];
+
+		if (goaway->port == call->port && goaway->port != 0 &&
+			call->stream > goaway->last_stream)
+			return true;
+	}
+	return false;
+}
+
 /* To send the body again is our decision, not libcurl's. */
 static int
 seek_body(void *arg, curl_off_t offset, int origin)
 {
 	HttpCall   *call = arg;
 
-	if (call->pos == 0 && offset == 0 && origin == SEEK_SET)
-		return CURL_SEEKFUNC_OK;
-	return CURL_SEEKFUNC_FAIL;
+	if (offset != 0 || origin != SEEK_SET ||
+		(call->pos > 0 && !stream_disowned(call)))
+		return CURL_SEEKFUNC_FAIL;
+	call->disowned = call->disowned || call->pos > 0;
+	call->pos = 0;
+	call->stream = 0;
+	return CURL_SEEKFUNC_OK;
+}
+
+/* The number after "name" in the text, or -1. */
+static long
+number_after(const char *text, const char *name)
+{
+	const char *found = strstr(text, name);
+
+	return found != NULL ? strtol(found + strlen(name), NULL, 10) : -1;
+}
+
+/* Read stream numbers and GOAWAYs off libcurl's trace; log nothing of it. */
+static int
+read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
+{
+	HttpCall   *call = arg;
+	char		text[128];
+	long		number;
+
+	if (type != CURLINFO_TEXT || call == NULL)
+		return 0;
+	size = Min(size, sizeof(text) - 1);
+	memcpy(text, data, size);
+	text[size] = '\0';
+	if ((number = number_after(text, "Using Stream ID: ")) > 0 ||	/* 7.x */
+		(strstr(text, "OPENED stream") != NULL &&
+		 (number = number_after(text, "[HTTP/2] [")) > 0))	/* 8.x */
+	{
+		call->stream = number;
+		call->port = local_port(easy);
+		if (number == 1)
+			forget_goaways(call->pool, call->port);
+	}
+	else if (strstr(text, "GOAWAY, error=") != NULL &&
+			 (number = number_after(text, "last_stream=")) >= 0)
+		note_goaway(call->pool, local_port(easy), number);
+	return 0;
 }
 
 static size_t
@@ -458,6 +569,8 @@ new_handle(HttpPool *pool)
 	curl_easy_setopt(easy, CURLOPT_READFUNCTION, read_body);
 	curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, seek_body);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, write_answer);
+	curl_easy_setopt(easy, CURLOPT_VERBOSE, 1L);
+	curl_easy_setopt(easy, CURLOPT_DEBUGFUNCTION, read_trace);
 	return easy;
 }
 
@@ -504,6 +617,7 @@ start_call(HttpCall *call, const char *url)
 	curl_easy_setopt(easy, CURLOPT_READDATA, call);
 	curl_easy_setopt(easy, CURLOPT_SEEKDATA, call);
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, call);
+	curl_easy_setopt(easy, CURLOPT_DEBUGDATA, call);
 	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, call->error);
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, call);
 	return curl_multi_add_handle(call->pool->multi, easy) == CURLM_OK;
@@ -555,6 +669,24 @@ learn_protocol(HttpCall *call)
 	}
 }
 
+/*
+ * A peer that retires a connection is no failure: what it disowned starts
+ * again.  False if the call has really ended.
+ */
+static bool
+restart_call(HttpCall *call)
+{
+	bool		disowned = call->pos > 0 ? stream_disowned(call) :
+	call->result == CURLE_SEND_ERROR && call->disowned;
+
+	if (call->result == CURLE_OK || !disowned || call->restarts++ >= MAX_RESTARTS)
+		return false;
+	call->pos = call->answer_len = 0;
+	call->stream = 0;
+	call->error[0] = '\0';
+	return curl_multi_add_handle(call->pool->multi, call->easy) == CURLM_OK;
+}
+
 static void
 collect_finished(HttpPool *pool)
 {
@@ -571,6 +703,8 @@ collect_finished(HttpPool *pool)
 		call->result = message->data.result;
 		learn_protocol(call);
 		curl_multi_remove_handle(pool->multi, call->easy);
+		if (restart_call(call))
+			continue;
 		pool->in_flight--;
 		in_flight--;
 		if (finished_last != NULL)
@@ -659,15 +793,16 @@ http_wait(long timeout, uint32 wait_event)
 }
 
 /*
- * No byte of the body was taken by libcurl: nothing left that the API could
- * have acted on.  Anything later is in doubt.
+ * If libcurl took no byte of the body, or the peer disowned the stream,
+ * nothing arrived that the API could have acted on.  Anything else that has
+ * no answer is in doubt.
  */
 static TransferEnd
 transfer_end(const HttpCall *call)
 {
 	if (call->result == CURLE_OK)
 		return TRANSFER_ANSWERED;
-	return call->pos == 0 ? TRANSFER_NOT_SENT : TRANSFER_IN_DOUBT;
+	return call->pos == 0 || stream_disowned(call) ? TRANSFER_NOT_SENT : TRANSFER_IN_DOUBT;
 }
 
 HttpCall *
@@ -704,6 +839,7 @@ http_release(HttpCall *call)
 	HttpPool   *pool = call->pool;
 
 	enter_curl();
+	curl_easy_setopt(call->easy, CURLOPT_DEBUGDATA, NULL);
 	if (pool->nidle < pool->options.max_in_flight)
 		pool->idle[pool->nidle++] = call->easy;
 	else

@@ -91,6 +91,7 @@ static const struct
 	const char *sql;
 	Oid			params[MAX_PARAMS];
 }			statements[NSTATEMENTS] = {
+
 	[FIND_HEADS] = {
 		"SELECT h.content_key "
 		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("

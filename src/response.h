@@ -71,9 +71,9 @@ typedef struct Outcome
 } Outcome;
 
 #define RESPONSE_MAX_TEXT	1024	/* bytes kept of any text of the answer */
-#define RESPONSE_MAX_DEPTH	16		/* nesting; the documented answer has 3 */
+#define RESPONSE_MAX_DEPTH	16	/* nesting; the documented answer has 3 */
 #define RESPONSE_MAX_ERRORS 10000	/* ErrorList entries that are kept */
-#define RETRY_AFTER_MAX		300		/* seconds */
+#define RETRY_AFTER_MAX		300 /* seconds */
 
 /*
  * Judge a finished transfer by policy: parse the body if there is one and

@@ -16,7 +16,7 @@
 extern bool timpush_enabled;
 extern char *timpush_default_server;
 extern int	timpush_default_ttl;	/* seconds, 0 = pushes never expire */
-extern int	timpush_on_unknown;		/* an OnUnknown of compose.h */
-extern int	timpush_idle_exit;		/* seconds */
+extern int	timpush_on_unknown; /* an OnUnknown of compose.h */
+extern int	timpush_idle_exit;	/* seconds */
 
 #endif							/* TIMPUSH_H */

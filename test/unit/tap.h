@@ -40,7 +40,7 @@ static bool
 is(const char *got, const char *expected, const char *name)
 {
 	bool		same = got == NULL || expected == NULL ?
-		got == expected : strcmp(got, expected) == 0;
+	got == expected : strcmp(got, expected) == 0;
 
 	if (!ok(same, "%s", name))
 		printf("#      got: %s\n# expected: %s\n",

@@ -549,9 +549,9 @@ static void
 check_truncation(void)
 {
 	static const char body[] =
-		"{\"ActionStatus\":\"OK\",\"ErrorInfo\":\"\\u00e9\\ud83d\\ude00 \xE7\xAE\xA1\","
-		"\"ErrorCode\":0,\"TaskId\":\"" TASK "\",\"ErrorList\":[{\"ErrorCode\":"
-		"70107,\"To_Account\":\"user\"},{\"To_Account\":\"\\\"\\\\\"}]}";
+	"{\"ActionStatus\":\"OK\",\"ErrorInfo\":\"\\u00e9\\ud83d\\ude00 \xE7\xAE\xA1\","
+	"\"ErrorCode\":0,\"TaskId\":\"" TASK "\",\"ErrorList\":[{\"ErrorCode\":"
+	"70107,\"To_Account\":\"user\"},{\"To_Account\":\"\\\"\\\\\"}]}";
 	size_t		len = sizeof(body) - 1;
 	int			readable = 0;
 
