@@ -31,7 +31,7 @@ EXTENSION = timpush
 DATA = sql/timpush--1.0.sql
 PGFILEDESC = "timpush - reliable sender of Tencent TIMPush notifications"
 
-REGRESS = setup options enqueue trigger status usersig privileges
+REGRESS = setup options enqueue preview trigger status usersig privileges comments drop
 REGRESS_OPTS = --inputdir=. --outputdir=.
 
 SHLIB_LINK = -lcurl -lcrypto
@@ -42,3 +42,6 @@ include $(PGXS)
 
 # PostgreSQL's headers warn under -Wextra; those of the system do not count.
 override CPPFLAGS := $(patsubst -I%,-isystem %,$(filter-out -I. -I./,$(CPPFLAGS)))
+
+# Any header may matter to any file; there are few of both.
+$(OBJS): $(wildcard src/*.h)

@@ -89,6 +89,7 @@ CREATE TABLE push_request (
   msg_random      bigint NOT NULL CHECK (msg_random BETWEEN 0 AND 4294967295),
   content         jsonb NOT NULL,
   accounts        text[] NOT NULL,
+  push_ids        bigint[] NOT NULL,
   state           text NOT NULL CHECK (state IN ('sending', 'retry', 'done', 'failed', 'expired', 'cancelled', 'unknown', 'split')),
   on_unknown      text NOT NULL,
   attempts        integer NOT NULL DEFAULT 0,
@@ -106,11 +107,12 @@ CREATE TABLE push_request (
   next_attempt_at timestamptz,
   finished_at     timestamptz,
   latency         interval
-) WITH (fillfactor = 80);
+) WITH (fillfactor = 50);
 
--- what is not finished: little, however long the journal
-CREATE INDEX push_request_open ON push_request (server, next_attempt_at, id)
-  WHERE state IN ('sending', 'retry');
+-- What goes again: little, however long the journal.  A request that is sent
+-- once never enters it, so that recording its outcome changes no index.
+CREATE INDEX push_request_again ON push_request (server, next_attempt_at, id)
+  WHERE next_attempt_at IS NOT NULL;
 
 COMMENT ON TABLE push_request IS 'journal: one row for each call of the API, with everything needed to make it again';
 COMMENT ON COLUMN push_request.id IS 'the request';
@@ -118,6 +120,7 @@ COMMENT ON COLUMN push_request.server IS 'foreign server that makes the call';
 COMMENT ON COLUMN push_request.msg_random IS 'MsgRandom of the call; a resend in doubt carries the same';
 COMMENT ON COLUMN push_request.content IS 'the body without To_Account and MsgRandom';
 COMMENT ON COLUMN push_request.accounts IS 'To_Account, in order';
+COMMENT ON COLUMN push_request.push_ids IS 'the pushes in it, in the order of their accounts';
 COMMENT ON COLUMN push_request.state IS 'sending, retry (goes again at next_attempt_at), done, failed, expired, cancelled, unknown, split (its pushes went into smaller requests)';
 COMMENT ON COLUMN push_request.on_unknown IS 'what the pushes in it want done in doubt';
 COMMENT ON COLUMN push_request.attempts IS 'attempts that count: those that the API answered or that are in doubt';
@@ -132,14 +135,15 @@ COMMENT ON COLUMN push_request.maybe_duplicate IS 'the API may have got this req
 COMMENT ON COLUMN push_request.parent IS 'request that this one was split from';
 COMMENT ON COLUMN push_request.created_at IS 'when it was composed';
 COMMENT ON COLUMN push_request.first_sent_at IS 'when its first attempt began; null if none did';
-COMMENT ON COLUMN push_request.next_attempt_at IS 'when it goes again';
+COMMENT ON COLUMN push_request.next_attempt_at IS 'when it goes again, or went again while that attempt is under way';
 COMMENT ON COLUMN push_request.finished_at IS 'when its outcome was recorded';
 COMMENT ON COLUMN push_request.latency IS 'time from the last attempt''s begin to its end';
 COMMENT ON SEQUENCE push_request_id_seq IS 'ids of requests';
-COMMENT ON INDEX push_request_open IS 'requests that are not finished';
+COMMENT ON INDEX push_request_again IS 'requests that go again';
+ALTER SEQUENCE push_request_id_seq CACHE 100;
 
 -- numbers that MsgRandom is made of: one for each call that may be a new one
-CREATE SEQUENCE push_msg_random_seq;
+CREATE SEQUENCE push_msg_random_seq CACHE 100;
 COMMENT ON SEQUENCE push_msg_random_seq IS 'numbers from which each server draws its MsgRandom';
 
 --
@@ -164,10 +168,9 @@ CREATE TABLE push_result (
   expires_at      timestamptz,
   enqueued_at     timestamptz NOT NULL,
   finished_at     timestamptz,
-  PRIMARY KEY (request_id, push_id)
-) WITH (fillfactor = 80);
+  PRIMARY KEY (push_id, request_id)
+) WITH (fillfactor = 50);
 
-CREATE INDEX push_result_push ON push_result (push_id);
 CREATE INDEX push_result_dedup ON push_result (server, dedup_key)
   WHERE dedup_key IS NOT NULL;
 
@@ -190,7 +193,6 @@ COMMENT ON COLUMN push_result.expires_at IS 'not sent at or after';
 COMMENT ON COLUMN push_result.enqueued_at IS 'when the push was enqueued';
 COMMENT ON COLUMN push_result.finished_at IS 'when this outcome was recorded';
 COMMENT ON INDEX push_result_dedup IS 'keys of pushes that were handed out';
-COMMENT ON INDEX push_result_push IS 'the calls of a push';
 
 --
 -- push_error: one row for each failed account
@@ -232,6 +234,7 @@ CREATE TABLE push_server (
   since         timestamptz NOT NULL DEFAULT pg_catalog.now(),
   next_probe_at timestamptz,
   server_oid    oid NOT NULL,
+  options_version bigint NOT NULL DEFAULT 0,
   random_key    bigint NOT NULL
 );
 
@@ -243,16 +246,30 @@ COMMENT ON COLUMN push_server.error_code IS 'ErrorCode behind the reason';
 COMMENT ON COLUMN push_server.since IS 'when the state or reason last changed';
 COMMENT ON COLUMN push_server.next_probe_at IS 'when a suspended server is tried again';
 COMMENT ON COLUMN push_server.server_oid IS 'the server object that the row is about';
+COMMENT ON COLUMN push_server.options_version IS 'the options under which it was suspended';
 COMMENT ON COLUMN push_server.random_key IS 'key of the server''s MsgRandom sequence';
+
+--
+-- push_worker: what the worker must find again when it starts
+--
+
+CREATE TABLE push_worker (
+  singleton       boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+  first_in_flight bigint NOT NULL DEFAULT 0
+);
+INSERT INTO push_worker DEFAULT VALUES;
+
+COMMENT ON TABLE push_worker IS 'one row: what the worker of the database must find again when it starts';
+COMMENT ON COLUMN push_worker.singleton IS 'there is one row';
+COMMENT ON COLUMN push_worker.first_in_flight IS 'no request with a smaller id is in flight for the first time';
 
 --
 -- Rights: each role sees its own pushes, nobody writes
 --
 
-REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server FROM PUBLIC;
+REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server, push_worker FROM PUBLIC;
 REVOKE ALL ON SEQUENCE push_outbox_id_seq, push_request_id_seq, push_msg_random_seq FROM PUBLIC;
-GRANT SELECT ON push_outbox, push_result, push_error TO PUBLIC;
-GRANT SELECT (server, state, reason, error_code, since, next_probe_at) ON push_server TO PUBLIC;
+GRANT SELECT ON push_outbox, push_result, push_error, push_server TO PUBLIC;
 
 ALTER TABLE push_outbox ENABLE ROW LEVEL SECURITY;
 ALTER TABLE push_result ENABLE ROW LEVEL SECURITY;

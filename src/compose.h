@@ -48,7 +48,7 @@ typedef struct ComposeRow
 	Content		content;
 	int			priority;
 	int64_t		send_at;
-	int			naccounts;		/* accounts not yet handed out */
+	int			naccounts;		/* accounts not yet handed out, all different */
 	const Span *accounts;
 	int			taken;			/* out: how many of them are now */
 } ComposeRow;

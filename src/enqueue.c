@@ -22,6 +22,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
@@ -71,31 +72,28 @@ typedef struct ArgSpec
 {
 	const char *name;
 	Oid			type;
-	const char *column;
+	int			column;
 } ArgSpec;
 
 static const ArgSpec arg_specs[NARGS] = {
-	{"from", TEXTOID, "from_account"},
-	{"to", TEXTARRAYOID, "to_accounts"},
-	{"title", TEXTOID, "title"},
-	{"descr", TEXTOID, "descr"},
-	{"data_id", TEXTOID, "data_id"},
-	{"server", NAMEOID, "server"},
-	{"extra", JSONBOID, "extra"},
-	{"priority", INT4OID, "priority"},
-	{"send_at", TIMESTAMPTZOID, "send_at"},
-	{"expires_at", TIMESTAMPTZOID, "expires_at"},
-	{"dedup_key", TEXTOID, "dedup_key"},
+	{"from", TEXTOID, OUTBOX_FROM_ACCOUNT},
+	{"to", TEXTARRAYOID, OUTBOX_TO_ACCOUNTS},
+	{"title", TEXTOID, OUTBOX_TITLE},
+	{"descr", TEXTOID, OUTBOX_DESCR},
+	{"data_id", TEXTOID, OUTBOX_DATA_ID},
+	{"server", NAMEOID, OUTBOX_SERVER},
+	{"extra", JSONBOID, OUTBOX_EXTRA},
+	{"priority", INT4OID, OUTBOX_PRIORITY},
+	{"send_at", TIMESTAMPTZOID, OUTBOX_SEND_AT},
+	{"expires_at", TIMESTAMPTZOID, OUTBOX_EXPIRES_AT},
+	{"dedup_key", TEXTOID, OUTBOX_DEDUP_KEY},
 };
 
-/* An INSERT of ours on behalf of a caller, seen by the row trigger. */
-typedef struct Insertion
-{
-	Oid			caller;
-	int64		known_id;		/* out: push with the same dedup_key, or 0 */
-} Insertion;
-
-static Insertion *insertion = NULL;
+/*
+ * Content key of a row that we are inserting for a caller and have checked
+ * already: its trigger leaves it as it is.
+ */
+static const int64 *checked_row = NULL;
 
 static bool wake_pending = false;
 static bool warned = false;
@@ -143,9 +141,26 @@ request_wake(void)
 	wake_pending = true;
 }
 
+/* Statements that change a server or its credentials. */
+static bool
+changes_server(Node *parsetree)
+{
+	switch (nodeTag(parsetree))
+	{
+		case T_CreateForeignServerStmt:
+		case T_AlterForeignServerStmt:
+		case T_CreateUserMappingStmt:
+		case T_AlterUserMappingStmt:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
- * COMMIT PREPARED knows nothing of what the transaction did, so it wakes the
- * database's worker if there is one to be woken at all.
+ * Two kinds of statement wake the worker although they enqueue nothing.
+ * COMMIT PREPARED, which knows nothing of what its transaction did; and DDL
+ * that may have mended what kept the worker from sending.
  */
 static void
 timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
@@ -156,6 +171,7 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	Node	   *parsetree = pstmt->utilityStmt;
 	bool		commit_prepared = IsA(parsetree, TransactionStmt) &&
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
+	bool		server_changed = changes_server(parsetree);
 
 	if (commit_prepared && shared_attached())
 		shared_prepare_wake();
@@ -167,6 +183,8 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 								params, queryEnv, dest, qc);
 	if (commit_prepared && shared_attached())
 		shared_wake();
+	if (server_changed && shared_attached() && OidIsValid(get_extension_oid("timpush", true)))
+		request_wake();
 }
 
 void
@@ -233,8 +251,7 @@ is_copied_row(Relation outbox, bool is_insert, bool *nulls)
 {
 	return is_insert && !nulls[OUTBOX_CONTENT_KEY - 1] &&
 		(SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA ||
-		 (insertion == NULL &&
-		  has_privs_of_role(GetUserId(), outbox->rd_rel->relowner)));
+		 has_privs_of_role(GetUserId(), outbox->rd_rel->relowner));
 }
 
 static void
@@ -323,13 +340,14 @@ complete_content_key(Datum *values, bool *nulls)
 			   Int64GetDatum(content_hash(&content)));
 }
 
+/* "by_argument": fields are named as the arguments of timpush_batch() are. */
 static void
-check_row(Datum *values, bool *nulls)
+check_row(Datum *values, bool *nulls, bool by_argument)
 {
 	PushFields	push = {0};
 
-	push.from_name = insertion != NULL ? "from" : "from_account";
-	push.to_name = insertion != NULL ? "to" : "to_accounts";
+	push.from_name = by_argument ? "from" : "from_account";
+	push.to_name = by_argument ? "to" : "to_accounts";
 	push.from = text_column(values, nulls, OUTBOX_FROM_ACCOUNT);
 	push.to = nulls[OUTBOX_TO_ACCOUNTS - 1] ? NULL :
 		DatumGetArrayTypeP(values[OUTBOX_TO_ACCOUNTS - 1]);
@@ -413,31 +431,38 @@ find_known_push(Oid outbox, Datum server, Datum key)
 	return id;
 }
 
-/* Check and complete a new or changed row; false if it is already known. */
-static bool
-prepare_row(Relation outbox, Datum *values, bool *nulls, bool is_insert)
+/*
+ * Check and complete a new or changed row.  Returns the id of the push that
+ * is known under its dedup_key, or 0.
+ */
+static int64
+prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argument)
 {
-	Oid			caller = insertion != NULL ? insertion->caller : GetUserId();
-	int64		known = 0;
+	Oid			caller = GetUserId();
 
 	complete_server(values, nulls, caller);
-	check_row(values, nulls);
+	check_row(values, nulls, by_argument);
 	complete_times(values, nulls, is_insert);
 	complete_content_key(values, nulls);
 	if (!is_insert)
-		return true;
+		return 0;
 
 	set_column(values, nulls, OUTBOX_ENQUEUED_BY,
 			   DirectFunctionCall1(namein,
 								   CStringGetDatum(GetUserNameFromId(caller, false))));
 	set_column(values, nulls, OUTBOX_HANDED_OUT, Int32GetDatum(0));
-	if (!nulls[OUTBOX_DEDUP_KEY - 1])
-		known = find_known_push(RelationGetRelid(outbox),
-								values[OUTBOX_SERVER - 1],
-								values[OUTBOX_DEDUP_KEY - 1]);
-	if (insertion != NULL)
-		insertion->known_id = known;
-	return known == 0;
+	if (nulls[OUTBOX_DEDUP_KEY - 1])
+		return 0;
+	return find_known_push(outbox, values[OUTBOX_SERVER - 1],
+						   values[OUTBOX_DEDUP_KEY - 1]);
+}
+
+/* Is the row one that timpush_batch() has prepared? */
+static bool
+is_prepared_row(Datum *values, bool *nulls)
+{
+	return checked_row != NULL && !nulls[OUTBOX_CONTENT_KEY - 1] &&
+		DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]) == *checked_row;
 }
 
 /*
@@ -467,9 +492,11 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 	tuple = is_insert ? trigdata->tg_trigtuple : trigdata->tg_newtuple;
 	heap_deform_tuple(tuple, RelationGetDescr(trigdata->tg_relation), values, nulls);
 
-	if (!is_copied_row(trigdata->tg_relation, is_insert, nulls))
+	if (!is_prepared_row(values, nulls) &&
+		!is_copied_row(trigdata->tg_relation, is_insert, nulls))
 	{
-		if (!prepare_row(trigdata->tg_relation, values, nulls, is_insert))
+		if (prepare_row(RelationGetRelid(trigdata->tg_relation), values, nulls,
+						is_insert, false) != 0)
 			return PointerGetDatum(NULL);
 		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
 	}
@@ -483,32 +510,34 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------
  */
 
-/* INSERT of all arguments, prepared once in a session for each table. */
+/* INSERT of all columns but the id, prepared once in a session. */
 static SPIPlanPtr
 insert_plan(Oid outbox)
 {
 	static SPIPlanPtr plan = NULL;
 	static Oid	plan_outbox = InvalidOid;
-	StringInfoData query;
-	Oid			types[NARGS];
+	StringInfoData names;
+	StringInfoData params;
+	Oid			types[OUTBOX_NATTS];
 
 	if (plan != NULL && plan_outbox == outbox)
 		return plan;
 	if (plan != NULL)
 		SPI_freeplan(plan);
 	plan = NULL;
-	initStringInfo(&query);
-	appendStringInfo(&query, "INSERT INTO %s (", qualified_name(outbox, "push_outbox"));
-	for (int i = 0; i < NARGS; i++)
+	initStringInfo(&names);
+	initStringInfo(&params);
+	for (int column = OUTBOX_ID + 1; column <= OUTBOX_NATTS; column++)
 	{
-		types[i] = arg_specs[i].type;
-		appendStringInfo(&query, "%s%s", i > 0 ? ", " : "", arg_specs[i].column);
+		types[column - OUTBOX_ID - 1] = get_atttype(outbox, column);
+		appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "",
+						 quote_identifier(get_attname(outbox, column, false)));
+		appendStringInfo(&params, "%s$%d", params.len > 0 ? ", " : "", column - OUTBOX_ID);
 	}
-	appendStringInfoString(&query, ") VALUES (");
-	for (int i = 0; i < NARGS; i++)
-		appendStringInfo(&query, "%s$%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoString(&query, ") RETURNING id");
-	plan = SPI_prepare(query.data, NARGS, types);
+	plan = SPI_prepare(psprintf("INSERT INTO %s (%s) VALUES (%s) RETURNING id",
+								qualified_name(outbox, "push_outbox"),
+								names.data, params.data),
+					   OUTBOX_NATTS - OUTBOX_ID, types);
 	if (plan == NULL || SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not prepare the insertion into push_outbox");
 	plan_outbox = outbox;
@@ -518,24 +547,23 @@ insert_plan(Oid outbox)
 static int64
 insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 {
-	char		spi_nulls[NARGS];
+	char		spi_nulls[OUTBOX_NATTS];
 	Oid			userid;
 	int			seccontext;
 	bool		isnull;
-	int64		id;
+	int64		id = 0;
 
-	for (int i = 0; i < NARGS; i++)
+	for (int i = 0; i < OUTBOX_NATTS; i++)
 		spi_nulls[i] = nulls[i] ? 'n' : ' ';
 	enter_owner(outbox, &userid, &seccontext);
 	SPI_connect();
-	if (SPI_execute_plan(insert_plan(outbox), values, spi_nulls, false, 0) !=
-		SPI_OK_INSERT_RETURNING)
+	if (SPI_execute_plan(insert_plan(outbox), values + OUTBOX_ID, spi_nulls + OUTBOX_ID,
+						 false, 0) != SPI_OK_INSERT_RETURNING)
 		elog(ERROR, "could not insert into push_outbox");
+	/* a trigger of the user's may have skipped the row */
 	if (SPI_processed > 0)
 		id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										 SPI_tuptable->tupdesc, 1, &isnull));
-	else
-		id = insertion->known_id;
 	SPI_finish();
 	leave_owner(userid, seccontext);
 	return id;
@@ -543,20 +571,33 @@ insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 
 /* The push's id, or that of the known push with the same dedup_key. */
 static int64
-enqueue_push(Oid outbox, Datum *values, bool *nulls)
+enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 {
-	Insertion	mine = {GetUserId(), 0};
-	Insertion  *outer = insertion;
+	Datum		values[OUTBOX_NATTS] = {0};
+	bool		nulls[OUTBOX_NATTS];
+	const int64 *outer = checked_row;
+	int64		content_key;
 	int64		id;
 
-	insertion = &mine;
+	memset(nulls, true, sizeof(nulls));
+	for (int i = 0; i < NARGS; i++)
+	{
+		values[arg_specs[i].column - 1] = args[i];
+		nulls[arg_specs[i].column - 1] = argnulls[i];
+	}
+	id = prepare_row(outbox, values, nulls, true, true);
+	if (id != 0)
+		return id;
+
+	content_key = DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]);
+	checked_row = &content_key;
 	PG_TRY();
 	{
 		id = insert_as_owner(outbox, values, nulls);
 	}
 	PG_FINALLY();
 	{
-		insertion = outer;
+		checked_row = outer;
 	}
 	PG_END_TRY();
 	return id;

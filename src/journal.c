@@ -18,6 +18,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "mb/pg_wchar.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -105,18 +106,26 @@ journal_begin(Journal *journal)
 	rowset_begin(&journal->errors);
 	journal->nsent = 0;
 	journal->sent_size = 16;
-	journal->sent = palloc(sizeof(Datum) * journal->sent_size);
+	journal->sent_pushes = palloc(sizeof(Datum) * journal->sent_size);
+	journal->sent_requests = palloc(sizeof(Datum) * journal->sent_size);
 }
 
 static void
-add_sent(Journal *journal, int64 request_id)
+add_sent(Journal *journal, const Request *request)
 {
-	if (journal->nsent == journal->sent_size)
+	if (journal->nsent + request->nmembers > journal->sent_size)
 	{
-		journal->sent_size *= 2;
-		journal->sent = repalloc(journal->sent, sizeof(Datum) * journal->sent_size);
+		journal->sent_size = (journal->nsent + request->nmembers) * 2;
+		journal->sent_pushes = repalloc(journal->sent_pushes,
+										sizeof(Datum) * journal->sent_size);
+		journal->sent_requests = repalloc(journal->sent_requests,
+										  sizeof(Datum) * journal->sent_size);
 	}
-	journal->sent[journal->nsent++] = Int64GetDatum(request_id);
+	for (int i = 0; i < request->nmembers; i++)
+	{
+		journal->sent_pushes[journal->nsent] = Int64GetDatum(request->members[i].push_id);
+		journal->sent_requests[journal->nsent++] = Int64GetDatum(request->id);
+	}
 }
 
 static const char *
@@ -150,6 +159,18 @@ accounts_datum(char **accounts, int n)
 										   TYPALIGN_INT));
 }
 
+static Datum
+push_ids_datum(const Request *request)
+{
+	Datum	   *ids = palloc(sizeof(Datum) * request->nmembers);
+
+	for (int i = 0; i < request->nmembers; i++)
+		ids[i] = Int64GetDatum(request->members[i].push_id);
+	return PointerGetDatum(construct_array(ids, request->nmembers, INT8OID,
+										   sizeof(int64), FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
 static void
 add_request(Journal *journal, const Request *request, const char *state,
 			int64 parent, TimestampTz now, TimestampTz due)
@@ -163,6 +184,7 @@ add_request(Journal *journal, const Request *request, const char *state,
 	put(&c, REQUEST_MSG_RANDOM, Int64GetDatum((int64) request->msg_random));
 	put(&c, REQUEST_CONTENT, JsonbPGetDatum(request->content));
 	put(&c, REQUEST_ACCOUNTS, accounts_datum(request->accounts, request->naccounts));
+	put(&c, REQUEST_PUSH_IDS, push_ids_datum(request));
 	put_string(&c, REQUEST_STATE, state);
 	put_string(&c, REQUEST_ON_UNKNOWN, on_unknown_name(request->on_unknown));
 	put(&c, REQUEST_ATTEMPTS, Int32GetDatum(request->attempts));
@@ -172,6 +194,9 @@ add_request(Journal *journal, const Request *request, const char *state,
 	if (parent != 0)
 		put(&c, REQUEST_PARENT, Int64GetDatum(parent));
 	put(&c, REQUEST_CREATED_AT, TimestampTzGetDatum(now));
+	/* it leaves in a moment; should we die before the end, this is known */
+	if (strcmp(state, STATE_SENDING) == 0)
+		put_time(&c, REQUEST_FIRST_SENT_AT, now);
 	put_time(&c, REQUEST_NEXT_ATTEMPT_AT, due);
 	put_time(&c, REQUEST_FINISHED_AT, final ? now : 0);
 	rowset_add(&journal->new_requests, c.values, c.nulls);
@@ -505,7 +530,6 @@ split_by_member(Journal *journal, Request *request, const bool *first,
 {
 	bool	   *chosen = palloc0(sizeof(bool) * request->naccounts);
 
-	change_request(journal, request, STATE_SPLIT, 0);
 	for (int i = 0; i < request->nmembers; i++)
 		memset(chosen + request->members[i].first - 1, first[i], request->members[i].accounts);
 	add_child(journal, request, make_child(journal, request, chosen),
@@ -521,11 +545,18 @@ static void
 bisect_request(Journal *journal, Request *request)
 {
 	bool	   *first = palloc0(sizeof(bool) * request->nmembers);
+	int			attempts;
 
 	for (int i = 0; i < request->nmembers / 2; i++)
 		first[i] = true;
+	change_request(journal, request, STATE_SPLIT, 0);
+	/* the halves have been tried by themselves not once */
+	attempts = request->attempts;
+	request->attempts = 0;
 	split_by_member(journal, request, first, STATE_RETRY, STATE_RETRY,
 					request->ended_at);
+	/* this may be entered again after an error */
+	request->attempts = attempts;
 }
 
 /* ------------------------------------------------------------------------
@@ -713,7 +744,7 @@ journal_outcome(Journal *journal, Request *request)
 			else
 			{
 				change_request(journal, request, STATE_DONE, 0);
-				add_sent(journal, request->id);
+				add_sent(journal, request);
 			}
 			break;
 		case STEP_ACCEPT:
@@ -742,6 +773,8 @@ journal_resend(Journal *journal, Request *request, uint64 random_key)
 	if (request->in_doubt)
 	{
 		request->resends++;
+		request->resent = true;
+		request->was_marked = request->maybe_duplicate;
 		request->maybe_duplicate = true;
 	}
 	else
@@ -770,5 +803,6 @@ journal_drop_expired(Journal *journal, Request *request, TimestampTz now)
 	}
 	for (int i = 0; i < request->nmembers; i++)
 		expired[i] = request->members[i].expires_at <= now;
+	change_request(journal, request, STATE_SPLIT, 0);
 	split_by_member(journal, request, expired, state, STATE_RETRY, now);
 }

@@ -58,6 +58,7 @@ typedef enum Statement
 	INSERT_RESULTS,
 	FIND_RETRIES,
 	FIND_ORPHANS,
+	NOTE_IN_FLIGHT,
 	LOAD_MEMBERS,
 	RESEND_REQUESTS,
 	CHANGE_REQUESTS,
@@ -105,20 +106,20 @@ static const struct
 	[LOAD_ALIKE] = {
 		"SELECT o.* "
 		"FROM unnest($1) k CROSS JOIN LATERAL ("
-		" SELECT * FROM @.push_outbox w"
+		" SELECT w.*, w.ctid FROM @.push_outbox w"
 		" WHERE w.content_key = k AND w.server = $2 AND w.send_at <= $3"
 		" AND (w.expires_at IS NULL OR w.expires_at > $3)"
 		" ORDER BY w.send_at, w.id LIMIT $4 FOR UPDATE SKIP LOCKED) o",
 		{INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[LOAD_EXPIRED] = {
-		"SELECT * FROM @.push_outbox WHERE expires_at <= $1 "
-		"ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+		"SELECT o.*, o.ctid FROM @.push_outbox o WHERE o.expires_at <= $1 "
+		"ORDER BY o.expires_at LIMIT $2 FOR UPDATE SKIP LOCKED",
 		{TIMESTAMPTZOID, INT8OID}
 	},
 	[DELETE_PUSHES] = {
-		"DELETE FROM @.push_outbox WHERE id = ANY ($1)",
-		{INT8ARRAYOID}
+		"DELETE FROM @.push_outbox WHERE ctid = ANY ($1)",
+		{TIDARRAYOID}
 	},
 	[UPDATE_HANDED_OUT] = {
 		"UPDATE @.push_outbox o SET handed_out = o.handed_out + u.n "
@@ -135,19 +136,28 @@ static const struct
 	},
 	[FIND_RETRIES] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
-		"WHERE q.server = $1 AND q.state IN ('sending', 'retry')"
-		" AND q.state = 'retry' AND q.next_attempt_at <= $2 "
+		"WHERE q.server = $1 AND q.next_attempt_at <= $2 AND q.state = 'retry' "
 		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
 		{NAMEOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[FIND_ORPHANS] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
-		"WHERE q.state IN ('sending', 'retry') AND q.state = 'sending'",
+		"WHERE q.id >= (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending' "
+		"UNION ALL "
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.id < (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending'"
+		" AND q.next_attempt_at IS NOT NULL",
 		{0}
 	},
+	[NOTE_IN_FLIGHT] = {
+		"UPDATE @.push_worker SET first_in_flight = $1",
+		{INT8OID}
+	},
 	[LOAD_MEMBERS] = {
-		"SELECT request_id, push_id, first, accounts, expires_at "
-		"FROM @.push_result WHERE request_id = ANY ($1) ORDER BY request_id, first",
+		"SELECT r.request_id, r.push_id, r.first, r.accounts, r.expires_at "
+		"FROM @.push_request q CROSS JOIN unnest(q.push_ids) p"
+		" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id "
+		"WHERE q.id = ANY ($1) ORDER BY r.request_id, r.first",
 		{INT8ARRAYOID}
 	},
 	[RESEND_REQUESTS] = {
@@ -170,9 +180,10 @@ static const struct
 		{REQUEST_ARRAY}
 	},
 	[SENT_RESULTS] = {
-		"UPDATE @.push_result SET state = 'sent', finished_at = $2 "
-		"WHERE request_id = ANY ($1)",
-		{INT8ARRAYOID, TIMESTAMPTZOID}
+		"UPDATE @.push_result r SET state = 'sent', finished_at = $3 "
+		"FROM unnest($1, $2) u(push_id, request_id) "
+		"WHERE r.push_id = u.push_id AND r.request_id = u.request_id",
+		{INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID}
 	},
 	[CHANGE_RESULTS] = {
 		"UPDATE @.push_result r SET state = u.state, failed = u.failed,"
@@ -208,7 +219,8 @@ static const struct
 		{ERROR_ARRAY}
 	},
 	[LOAD_SERVER] = {
-		"SELECT state, random_key, server_oid, next_probe_at FROM @.push_server WHERE server = $1",
+		"SELECT state, random_key, server_oid, next_probe_at, reason, error_code,"
+		" options_version FROM @.push_server WHERE server = $1",
 		{NAMEOID}
 	},
 	[INSERT_SERVER] = {
@@ -219,13 +231,13 @@ static const struct
 	},
 	[NOTE_SERVER] = {
 		"UPDATE @.push_server SET state = $2, reason = $3, error_code = $4,"
-		" since = clock_timestamp(), next_probe_at = $5 "
+		" since = clock_timestamp(), next_probe_at = $5, options_version = $6 "
 		"WHERE server = $1 AND state IN ('active', 'suspended')",
-		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID}
+		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID}
 	},
 	[RETRY_DUE] = {
 		"SELECT min(next_attempt_at) FROM @.push_request "
-		"WHERE server = $1 AND state IN ('sending', 'retry') AND state = 'retry'",
+		"WHERE server = $1 AND next_attempt_at IS NOT NULL AND state = 'retry'",
 		{NAMEOID}
 	},
 	[PUSH_DUE] = {
@@ -456,6 +468,16 @@ outbox_abort(void)
  * ------------------------------------------------------------------------
  */
 
+/* A column of a result row, 0 for null. */
+static Datum
+column_value(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
+
+	return isnull ? (Datum) 0 : value;
+}
+
 static void
 add_server(const ServerOptions *server)
 {
@@ -479,6 +501,7 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 	bool		isnull;
 	char	   *label;
 	HeapTuple	tuple;
+	TupleDesc	desc;
 
 	run(LOAD_SERVER, &name, NULL);
 	/* a server made anew under an old name draws a key of its own */
@@ -490,22 +513,23 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 		run(LOAD_SERVER, &name, NULL);
 	}
 	tuple = SPI_tuptable->vals[0];
-	label = SPI_getvalue(tuple, SPI_tuptable->tupdesc, 1);
+	desc = SPI_tuptable->tupdesc;
+	label = SPI_getvalue(tuple, desc, 1);
 	state->paused = strcmp(label, "paused") == 0 || strcmp(label, "held") == 0;
-	state->random_key = (uint64) DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-															 2, &isnull));
-	state->next_probe_at = DatumGetTimestampTz(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-															 4, &isnull));
-	if (isnull)
-		state->next_probe_at = 0;
+	state->suspended = strcmp(label, "suspended") == 0;
+	state->random_key = (uint64) DatumGetInt64(column_value(tuple, desc, 2));
+	state->next_probe_at = DatumGetTimestampTz(column_value(tuple, desc, 4));
+	state->reason = SPI_getvalue(tuple, desc, 5);
+	state->error_code = DatumGetInt32(column_value(tuple, desc, 6));
+	state->options_version = (uint64) DatumGetInt64(column_value(tuple, desc, 7));
 }
 
 void
 outbox_note_server(const ServerOptions *server, const char *state,
 				   const char *reason, int error_code, TimestampTz next_probe_at)
 {
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = server_name(server);
 	values[1] = CStringGetTextDatum(state);
@@ -515,6 +539,7 @@ outbox_note_server(const ServerOptions *server, const char *state,
 	nulls[3] = error_code != 0 ? ' ' : 'n';
 	values[4] = TimestampTzGetDatum(next_probe_at);
 	nulls[4] = next_probe_at != 0 ? ' ' : 'n';
+	values[5] = Int64GetDatum((int64) server->version);
 	run(NOTE_SERVER, values, nulls);
 }
 
@@ -529,6 +554,7 @@ typedef struct Loaded
 	int			n;
 	ComposeRow *rows;
 	WaitingPush *pushes;
+	ItemPointerData *tids;
 } Loaded;
 
 static OnUnknown
@@ -591,14 +617,20 @@ static void
 load_rows(Loaded *loaded)
 {
 	SPITupleTable *table = SPI_tuptable;
+	Datum		values[OUTBOX_NATTS + 1];
+	bool		nulls[OUTBOX_NATTS + 1];
 
 	loaded->n = (int) SPI_processed;
 	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
 	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));
+	loaded->tids = palloc(sizeof(ItemPointerData) * Max(loaded->n, 1));
 	for (int i = 0; i < loaded->n; i++)
 	{
-		heap_deform_tuple(table->vals[i], table->tupdesc,
-						  loaded->pushes[i].values, loaded->pushes[i].nulls);
+		/* the row, and behind its columns where it lies */
+		heap_deform_tuple(table->vals[i], table->tupdesc, values, nulls);
+		memcpy(loaded->pushes[i].values, values, sizeof(loaded->pushes[i].values));
+		memcpy(loaded->pushes[i].nulls, nulls, sizeof(loaded->pushes[i].nulls));
+		loaded->tids[i] = *(ItemPointer) DatumGetPointer(values[OUTBOX_NATTS]);
 		load_row(&loaded->rows[i], &loaded->pushes[i]);
 	}
 }
@@ -619,7 +651,7 @@ remove_taken(const Loaded *loaded)
 		const ComposeRow *row = &loaded->rows[i];
 
 		if (row->taken >= row->naccounts)
-			gone[ngone++] = Int64GetDatum(row->id);
+			gone[ngone++] = PointerGetDatum(&loaded->tids[i]);
 		else if (row->taken > 0)
 		{
 			partly[npartly] = Int64GetDatum(row->id);
@@ -628,7 +660,9 @@ remove_taken(const Loaded *loaded)
 	}
 	if (ngone > 0)
 	{
-		values[0] = int8_array(gone, ngone);
+		/* the rows are locked, so they are where we found them */
+		values[0] = PointerGetDatum(construct_array(gone, ngone, TIDOID, sizeof(ItemPointerData),
+													false, TYPALIGN_SHORT));
 		run(DELETE_PUSHES, values, NULL);
 	}
 	if (npartly > 0)
@@ -745,15 +779,6 @@ outbox_expire(int max)
  * ------------------------------------------------------------------------
  */
 
-static Datum
-request_value(HeapTuple tuple, TupleDesc desc, int column)
-{
-	bool		isnull;
-	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
-
-	return isnull ? (Datum) 0 : value;
-}
-
 static Request *
 load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent)
 {
@@ -765,21 +790,21 @@ load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent
 
 	request->context = context;
 	request->serverid = serverid;
-	request->id = DatumGetInt64(request_value(tuple, desc, 1));
-	request->server = *DatumGetName(request_value(tuple, desc, 2));
-	request->msg_random = (uint32) DatumGetInt64(request_value(tuple, desc, 3));
-	request->content = DatumGetJsonbPCopy(request_value(tuple, desc, 4));
-	deconstruct_array(DatumGetArrayTypeP(request_value(tuple, desc, 5)), TEXTOID,
+	request->id = DatumGetInt64(column_value(tuple, desc, 1));
+	request->server = *DatumGetName(column_value(tuple, desc, 2));
+	request->msg_random = (uint32) DatumGetInt64(column_value(tuple, desc, 3));
+	request->content = DatumGetJsonbPCopy(column_value(tuple, desc, 4));
+	deconstruct_array(DatumGetArrayTypeP(column_value(tuple, desc, 5)), TEXTOID,
 					  -1, false, TYPALIGN_INT, &accounts, NULL, &request->naccounts);
 	request->accounts = palloc(sizeof(char *) * Max(request->naccounts, 1));
 	for (int i = 0; i < request->naccounts; i++)
 		request->accounts[i] = TextDatumGetCString(accounts[i]);
-	request->on_unknown = on_unknown_of(request_value(tuple, desc, 6));
-	request->attempts = DatumGetInt32(request_value(tuple, desc, 7));
-	request->resends = DatumGetInt32(request_value(tuple, desc, 8));
-	request->in_doubt = DatumGetBool(request_value(tuple, desc, 9));
-	request->maybe_duplicate = DatumGetBool(request_value(tuple, desc, 10));
-	request->first_sent_at = DatumGetTimestampTz(request_value(tuple, desc, 11));
+	request->on_unknown = on_unknown_of(column_value(tuple, desc, 6));
+	request->attempts = DatumGetInt32(column_value(tuple, desc, 7));
+	request->resends = DatumGetInt32(column_value(tuple, desc, 8));
+	request->in_doubt = DatumGetBool(column_value(tuple, desc, 9));
+	request->maybe_duplicate = DatumGetBool(column_value(tuple, desc, 10));
+	request->first_sent_at = DatumGetTimestampTz(column_value(tuple, desc, 11));
 	MemoryContextSwitchTo(old);
 	return request;
 }
@@ -793,10 +818,10 @@ add_member(Request *request, HeapTuple tuple, TupleDesc desc)
 		request->members = MemoryContextAllocZero(request->context,
 												  sizeof(Member) * Max(request->naccounts, 1));
 	member = &request->members[request->nmembers++];
-	member->push_id = DatumGetInt64(request_value(tuple, desc, 2));
-	member->first = DatumGetInt32(request_value(tuple, desc, 3));
-	member->accounts = DatumGetInt32(request_value(tuple, desc, 4));
-	member->expires_at = DatumGetTimestampTz(request_value(tuple, desc, 5));
+	member->push_id = DatumGetInt64(column_value(tuple, desc, 2));
+	member->first = DatumGetInt32(column_value(tuple, desc, 3));
+	member->accounts = DatumGetInt32(column_value(tuple, desc, 4));
+	member->expires_at = DatumGetTimestampTz(column_value(tuple, desc, 5));
 	if (member->expires_at == 0)
 		member->expires_at = DT_NOEND;
 }
@@ -832,7 +857,7 @@ load_requests(Oid serverid, MemoryContext parent)
 	run(LOAD_MEMBERS, &value, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		int64		id = DatumGetInt64(request_value(SPI_tuptable->vals[i],
+		int64		id = DatumGetInt64(column_value(SPI_tuptable->vals[i],
 													 SPI_tuptable->tupdesc, 1));
 
 		while (DatumGetInt64(ids[current]) != id)
@@ -861,7 +886,11 @@ write_outcomes(TimestampTz now)
 	run_rows(CHANGE_REQUESTS, &journal.changed_requests);
 	if (journal.nsent > 0)
 	{
-		Datum		values[2] = {int8_array(journal.sent, journal.nsent), TimestampTzGetDatum(now)};
+		Datum		values[3] = {
+			int8_array(journal.sent_pushes, journal.nsent),
+			int8_array(journal.sent_requests, journal.nsent),
+			TimestampTzGetDatum(now)
+		};
 
 		run(SENT_RESULTS, values, NULL);
 	}
@@ -917,6 +946,14 @@ outbox_orphans(MemoryContext parent)
 {
 	run(FIND_ORPHANS, NULL, NULL);
 	return load_requests(InvalidOid, parent);
+}
+
+void
+outbox_note_in_flight(int64 first)
+{
+	Datum		value = Int64GetDatum(first);
+
+	run(NOTE_IN_FLIGHT, &value, NULL);
 }
 
 void

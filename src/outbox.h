@@ -19,8 +19,12 @@
 typedef struct ServerState
 {
 	bool		paused;			/* paused or held: nothing may leave */
-	uint64		random_key;
+	bool		suspended;
+	char	   *reason;			/* of its trouble, NULL: none */
+	int			error_code;
 	TimestampTz next_probe_at;	/* of a suspended server, else 0 */
+	uint64		options_version;	/* under which that was so */
+	uint64		random_key;
 } ServerState;
 
 /*
@@ -37,7 +41,7 @@ extern bool outbox_begin(void);
 extern void outbox_commit(void);
 extern void outbox_abort(void);
 
-/* push_server's row of the server, made if it is not there. */
+/* push_server's row of the server, made if it is not there; palloc'd text. */
 extern void outbox_server_state(const ServerOptions *server, ServerState *state);
 
 /*
@@ -71,6 +75,12 @@ extern int	outbox_expire(int max);
  * just ended in doubt; the caller plans and records the next step.
  */
 extern List *outbox_orphans(MemoryContext parent);
+
+/*
+ * Note that no request with a smaller id is in flight for the first time, so
+ * that a worker that starts need not search the whole journal for orphans.
+ */
+extern void outbox_note_in_flight(int64 first);
 
 /* Record the outcomes and steps of the requests. */
 extern void outbox_record(List *requests);

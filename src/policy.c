@@ -25,7 +25,6 @@
 #define TRIAL_EXHAUSTED_PAUSE	SECONDS(3600)
 #define FIRST_DOUBT_PAUSE		SECONDS(5)
 #define LATER_DOUBT_PAUSE		SECONDS(60)
-#define STOPPED_SERVER_PAUSE	SECONDS(60)
 #define MAX_BACKOFF				SECONDS(300)
 
 /* The day's volume of a trial app is used up (1047/34348). */
@@ -36,7 +35,7 @@ policy_backoff(int n, double random)
 {
 	int64_t		ceiling = MAX_BACKOFF;
 
-	if (n < 8)
+	if (n < 9)
 		ceiling = SECONDS(1) << n;
 	return (int64_t) (random * ceiling);
 }
@@ -46,10 +45,10 @@ throttled_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 {
 	step->kind = STEP_RETRY;
 	step->throttled = true;
-	if (outcome->retry_after >= 0)
-		step->delay = SECONDS(outcome->retry_after);
-	else if (outcome->error_code == CODE_TRIAL_EXHAUSTED)
+	if (outcome->error_code == CODE_TRIAL_EXHAUSTED)
 		step->delay = TRIAL_EXHAUSTED_PAUSE;
+	else if (outcome->retry_after >= 0)
+		step->delay = SECONDS(outcome->retry_after);
 	else
 		step->delay = THROTTLE_PAUSE / 2 +
 			(int64_t) (attempt->random * THROTTLE_PAUSE);
@@ -59,10 +58,10 @@ static void
 transient_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 {
 	step->counts = true;
-	if (!response_code_known(outcome->error_code) &&
+	if (outcome->has_code && !response_code_known(outcome->error_code) &&
 		attempt->attempts + 1 >= MAX_UNKNOWN_CODE_TRIES)
 	{
-		step->kind = STEP_FAIL;
+		step->kind = attempt->in_doubt ? STEP_UNKNOWN : STEP_FAIL;
 		return;
 	}
 	step->kind = STEP_RETRY;
@@ -92,8 +91,8 @@ static void
 stopped_step(Step *step)
 {
 	step->kind = STEP_RETRY;
+	/* due at once: it is the server that rests, until it is mended */
 	step->server_stops = true;
-	step->delay = STOPPED_SERVER_PAUSE;
 }
 
 void
@@ -113,9 +112,8 @@ policy_next_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 			step->delay = policy_backoff(attempt->attempts, attempt->random);
 			break;
 		case OUTCOME_NOT_SENT:
-			/* free, but not in a tight loop */
+			/* free; the server's own pause keeps it from a tight loop */
 			step->kind = STEP_RETRY;
-			step->delay = policy_backoff(2, 0.5 + attempt->random / 2);
 			break;
 		case OUTCOME_THROTTLED:
 			throttled_step(outcome, attempt, step);
@@ -126,7 +124,6 @@ policy_next_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 			{
 				step->server_stops = false;
 				step->new_usersig = true;
-				step->delay = 0;
 			}
 			break;
 		case OUTCOME_SERVER_STOP:

@@ -133,7 +133,7 @@ check_visible(Oid funcid, int64 id)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("push %lld does not exist", (long long) id),
-				 errhint("It was rolled back, is older than the retention, or was enqueued by another role.")));
+				 errhint("It was rolled back, its outcome was deleted, or another role enqueued it.")));
 	SPI_finish();
 }
 

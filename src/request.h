@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
@@ -46,6 +47,8 @@ typedef struct Member
 typedef struct Request
 {
 	MemoryContext context;		/* holds all of it */
+	dlist_node	node;			/* in the worker's list of first attempts */
+	bool		listed;
 	Oid			serverid;
 	NameData	server;
 	int64		id;
@@ -58,13 +61,15 @@ typedef struct Request
 	int			resends;
 	bool		in_doubt;
 	bool		maybe_duplicate;
-	bool		signed_anew;	/* this attempt has a new UserSig */
 	TimestampTz first_sent_at;	/* 0: never */
 	int			nmembers;
 	Member	   *members;
 
 	/* the attempt under way */
 	TimestampTz sent_at;		/* 0: has not left yet */
+	bool		resent;			/* it repeats one in doubt ... */
+	bool		was_marked;		/* ... that was maybe_duplicate before */
+	int			usersig_serial; /* of the UserSig that it carries */
 
 	/* its end, to be recorded */
 	bool		judged;			/* there is an outcome */

@@ -132,9 +132,9 @@ sender_refresh(Sender *sender)
 	if (credentials)
 	{
 		forget_usersig(sender);
-		sender->signed_anew = false;
+		sender->renewed_serial = 0;
 	}
-	if (connections || credentials)
+	if (options->version != sender->options->version)
 	{
 		/* whatever was wrong may be right now */
 		sender->blocked_until = 0;
@@ -165,6 +165,17 @@ sender_destroy(Sender *sender)
  * ------------------------------------------------------------------------
  */
 
+static void
+keep_problem(Sender *sender, const char *problem, int code, bool suspended)
+{
+	if (sender->problem != NULL)
+		pfree(sender->problem);
+	sender->problem = problem != NULL ?
+		MemoryContextStrdup(MemoryContextGetParent(sender->context), problem) : NULL;
+	sender->problem_code = code;
+	sender->suspended = suspended;
+}
+
 /*
  * Remember what keeps the server from sending, NULL for nothing; log it once
  * for each change.
@@ -183,18 +194,33 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
 	if (problem != NULL)
 		ereport(suspended ? WARNING : LOG,
 				(errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
-				 errmsg("timpush: server \"%s\" %s: %s", sender->options->name,
-						suspended ? "is suspended" : "has trouble", problem)));
+				 errmsg("timpush: server \"%s\" %s: %s%s", sender->options->name,
+						suspended ? "is suspended" : "has trouble",
+						code != 0 ? psprintf("error %d ", code) : "", problem)));
 	else
 		ereport(LOG, (errmsg("timpush: server \"%s\" is sending again",
 							 sender->options->name)));
-	if (known)
-		pfree(sender->problem);
-	sender->problem = problem != NULL ?
-		MemoryContextStrdup(MemoryContextGetParent(sender->context), problem) : NULL;
-	sender->problem_code = code;
-	sender->suspended = suspended;
+	keep_problem(sender, problem, code, suspended);
 	sender->problem_changed = true;
+}
+
+/*
+ * A new worker goes on with the trouble that an earlier one had: a suspended
+ * server rests until its time, unless its options have changed since.
+ */
+void
+sender_load_state(Sender *sender)
+{
+	bool		first = sender->state.random_key == 0;
+
+	outbox_server_state(sender->options, &sender->state);
+	if (!first || sender->problem_changed)
+		return;
+	keep_problem(sender, sender->state.reason, sender->state.error_code,
+				 sender->state.suspended);
+	if (sender->state.suspended &&
+		sender->state.options_version == sender->options->version)
+		sender->blocked_until = Max(sender->blocked_until, sender->state.next_probe_at);
 }
 
 void
@@ -221,7 +247,7 @@ note_success(Sender *sender)
 	if (sender->failures > 0 || sender->suspended)
 		sender->blocked_until = 0;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
-	sender->signed_anew = false;
+	sender->renewed_serial = 0;
 	set_problem(sender, NULL, 0, false);
 }
 
@@ -250,11 +276,24 @@ note_stop(Sender *sender, const Outcome *outcome, TimestampTz now)
 {
 	if (sender->blocked_until <= now)
 		sender->blocked_until = now + doubling(FIRST_PROBE, MAX_PROBE, sender->stops++);
+	/* the key may be mended in its file, of which nobody tells us */
+	forget_usersig(sender);
 	set_problem(sender, outcome->error_info, outcome->error_code, true);
 }
 
+/* A refused UserSig is made anew once; those in flight with it do not count. */
 static void
-note_outcome(Sender *sender, const Outcome *outcome, const Step *step, TimestampTz now)
+renew_usersig(Sender *sender, int refused)
+{
+	if (refused < sender->usersig_serial)
+		return;
+	forget_usersig(sender);
+	sender->renewed_serial = sender->usersig_serial + 1;
+}
+
+static void
+note_outcome(Sender *sender, const Outcome *outcome, const Step *step, int serial,
+			 TimestampTz now)
 {
 	if (step->throttled)
 	{
@@ -262,10 +301,7 @@ note_outcome(Sender *sender, const Outcome *outcome, const Step *step, Timestamp
 		sender->blocked_until = Max(sender->blocked_until, now + step->delay);
 	}
 	else if (step->new_usersig)
-	{
-		forget_usersig(sender);
-		sender->signed_anew = true;
-	}
+		renew_usersig(sender, serial);
 	else if (step->server_stops)
 		note_stop(sender, outcome, now);
 	else if (outcome->class == OUTCOME_NOT_SENT || outcome->class == OUTCOME_TRANSIENT ||
@@ -296,6 +332,7 @@ ensure_usersig(Sender *sender, TimestampTz now)
 	{
 		strlcpy(sender->usersig, options->usersig, sizeof(sender->usersig));
 		sender->usersig_renew_at = DT_NOEND;
+		sender->usersig_serial++;
 		return true;
 	}
 	key = server_read_key(options, &len, &problem);
@@ -315,6 +352,7 @@ ensure_usersig(Sender *sender, TimestampTz now)
 		sender->blocked_until = now + NO_KEY_PAUSE;
 		return false;
 	}
+	sender->usersig_serial++;
 	/* at half life, so that no request meets its end */
 	sender->usersig_renew_at = now + SECONDS(options->usersig_lifetime) / 2;
 	return true;
@@ -424,6 +462,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	request_body(&body, request->content, request->accounts, request->naccounts,
 				 request->msg_random);
 	url = request_url(sender->options, sender->usersig, request->msg_random);
+	request->usersig_serial = sender->usersig_serial;
 	request->sent_at = now;
 	if (request->first_sent_at == 0)
 		request->first_sent_at = now;
@@ -518,7 +557,8 @@ plan_step(const Sender *sender, Request *request)
 		.attempts = request->attempts,
 		.resends = request->resends,
 		.in_doubt = request->in_doubt,
-		.signed_anew = sender != NULL && sender->signed_anew,
+		.signed_anew = sender != NULL && sender->renewed_serial > 0 &&
+			request->usersig_serial >= sender->renewed_serial,
 		.npushes = request->nmembers,
 		.on_unknown = request->on_unknown,
 		.max_unknown_resends = sender != NULL ? sender->options->max_unknown_resends : 0,
@@ -526,6 +566,12 @@ plan_step(const Sender *sender, Request *request)
 	};
 
 	request->judged = true;
+	/* what never left was no repetition */
+	if (request->resent && request->outcome.class == OUTCOME_NOT_SENT)
+	{
+		request->resends--;
+		request->maybe_duplicate = request->was_marked;
+	}
 	policy_next_step(&request->outcome, &attempt, &request->step);
 	request->in_doubt = request->step.in_doubt;
 	if (request->step.counts)
@@ -543,7 +589,8 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	bound_refusals(sender, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_outcome(sender, &request->outcome, &request->step, request->ended_at);
+	note_outcome(sender, &request->outcome, &request->step, request->usersig_serial,
+				 request->ended_at);
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
 		sender->retry_due = Min(sender->retry_due, request->ended_at + request->step.delay);

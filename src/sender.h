@@ -26,7 +26,9 @@ typedef struct Sender
 
 	char		usersig[USERSIG_MAX_LEN];	/* empty: to be made */
 	TimestampTz usersig_renew_at;
-	bool		signed_anew;	/* made anew because the API refused it */
+	int			usersig_serial; /* counts those that were made */
+	int			renewed_serial; /* first one made because the API refused its
+								 * predecessor; 0: none */
 
 	int			in_flight;
 	List	   *ready;			/* claimed, but may not leave yet */
@@ -50,6 +52,9 @@ typedef struct Sender
 
 /* A sender of the server, without connections yet. */
 extern Sender *sender_create(MemoryContext parent, Oid serverid);
+
+/* Take over what push_server says; in a transaction. */
+extern void sender_load_state(Sender *sender);
 
 /* Take over options that may have changed; in a transaction. */
 extern void sender_refresh(Sender *sender);

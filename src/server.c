@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/reloptions.h"
 #include "access/table.h"
 #include "catalog/pg_authid.h"
@@ -491,9 +492,30 @@ server_list_all(void)
 	return result;
 }
 
+/* The transaction that wrote a catalog row tells one version from another. */
+static uint32
+row_version(HeapTuple tuple)
+{
+	return HeapTupleHeaderGetRawXmin(tuple->t_data);
+}
+
+static uint32
+server_row_version(Oid serverid)
+{
+	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVEROID, ObjectIdGetDatum(serverid));
+	uint32		version = 0;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		version = row_version(tuple);
+		ReleaseSysCache(tuple);
+	}
+	return version;
+}
+
 /* Only the mapping FOR PUBLIC counts; a role's own one is ignored. */
 static List *
-public_mapping_options(Oid serverid, bool *found)
+public_mapping_options(Oid serverid, bool *found, uint32 *version)
 {
 	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER,
 										ObjectIdGetDatum(InvalidOid),
@@ -501,6 +523,7 @@ public_mapping_options(Oid serverid, bool *found)
 	List	   *options = NIL;
 
 	*found = HeapTupleIsValid(tuple);
+	*version = 0;
 	if (*found)
 	{
 		bool		isnull;
@@ -510,6 +533,7 @@ public_mapping_options(Oid serverid, bool *found)
 
 		if (!isnull)
 			options = untransformRelOptions(datum);
+		*version = row_version(tuple);
 		ReleaseSysCache(tuple);
 	}
 	return options;
@@ -561,6 +585,7 @@ server_load(Oid serverid)
 	ServerOptions *result = palloc0(sizeof(ServerOptions));
 	const char *value;
 	List	   *mapping;
+	uint32		mapping_version;
 
 	result->oid = serverid;
 	strlcpy(result->name, server->servername, NAMEDATALEN);
@@ -582,7 +607,8 @@ server_load(Oid serverid)
 	result->ca_file = text_option(server->options, "ca_file");
 	result->proxy = text_option(server->options, "proxy");
 
-	mapping = public_mapping_options(serverid, &result->has_mapping);
+	mapping = public_mapping_options(serverid, &result->has_mapping, &mapping_version);
+	result->version = (uint64) server_row_version(serverid) << 32 | mapping_version;
 	result->identifier = text_option(mapping, "identifier");
 	result->secret_key = text_option(mapping, "secret_key");
 	result->secret_key_file = text_option(mapping, "secret_key_file");

@@ -33,6 +33,7 @@ typedef struct ServerOptions
 	char	   *secret_key_file;
 	char	   *usersig;
 	int			usersig_lifetime;	/* seconds */
+	uint64		version;		/* differs after any ALTER of either object */
 } ServerOptions;
 
 /* All servers of this wrapper in the database, in the order of their names. */

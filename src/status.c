@@ -95,7 +95,7 @@ read_status(const char *query, int64 id, TupleDesc desc, MemoryContext context, 
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("push %lld does not exist", (long long) id),
-				 errhint("It was rolled back, is older than the retention, or was enqueued by another role.")));
+				 errhint("It was rolled back, its outcome was deleted, or another role enqueued it.")));
 	column = SPI_fnumber(SPI_tuptable->tupdesc, "waiting");
 	*final = strcmp(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column), "0") == 0;
 	old = MemoryContextSwitchTo(context);

@@ -51,6 +51,9 @@
 /* What is due but locked by another session is looked at again after this. */
 #define LOCKED_PAUSE_US		100000
 
+/* The mark below which nothing is in flight is moved in steps of this. */
+#define IN_FLIGHT_STEP		1000
+
 /* Pushes that are given the outcome "expired" in one transaction. */
 #define MAX_EXPIRE			500
 
@@ -70,6 +73,11 @@ static bool states_stale = true;	/* push_server is to be read */
 static List *unrecorded = NIL;	/* judged requests */
 static TimestampTz unrecorded_since;
 static List *claimed = NIL;		/* in the transaction under way */
+
+/* Requests sent for the first time and not yet recorded, in order of id. */
+static dlist_head first_attempts = DLIST_STATIC_INIT(first_attempts);
+static int64 last_claimed = 0;
+static int64 noted_in_flight = 0;
 
 static TimestampTz expiry_due = 0;
 static TimestampTz error_until = 0;
@@ -297,6 +305,32 @@ claim_for(Sender *sender, TimestampTz now)
 	}
 }
 
+/*
+ * Now and then note below which id nothing is in flight for the first time:
+ * what a transaction claims comes later, what it records is over.
+ */
+static void
+note_in_flight(void)
+{
+	int64		first = last_claimed + 1;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &first_attempts)
+	{
+		Request    *request = dlist_container(Request, node, iter.cur);
+
+		if (!request->judged)
+		{
+			first = request->id;
+			break;
+		}
+	}
+	if (first < noted_in_flight + IN_FLIGHT_STEP)
+		return;
+	outbox_note_in_flight(first);
+	noted_in_flight = first;
+}
+
 static void
 load_server_states(void)
 {
@@ -308,12 +342,8 @@ load_server_states(void)
 	foreach(cell, senders)
 	{
 		Sender	   *sender = lfirst(cell);
-		bool		fresh = sender->state.random_key == 0;
 
-		outbox_server_state(sender->options, &sender->state);
-		/* an earlier worker found that the server must rest */
-		if (fresh && sender->state.next_probe_at > sender->blocked_until)
-			sender->blocked_until = sender->state.next_probe_at;
+		sender_load_state(sender);
 	}
 }
 
@@ -340,20 +370,29 @@ cycle_work(bool may_claim)
 	refresh_senders();
 	load_server_states();
 	outbox_record(unrecorded);
-	foreach(cell, senders)
-		sender_note_problem(lfirst(cell));
+	note_in_flight();
 	if (may_claim)
 	{
 		expire_pushes(now);
 		foreach(cell, senders)
 			claim_for(lfirst(cell), now);
 	}
+	foreach(cell, senders)
+		sender_note_problem(lfirst(cell));
 	/* the list must outlive the transaction's memory */
 	MemoryContextSwitchTo(worker_context);
 	claimed = list_copy(claimed);
 	MemoryContextSwitchTo(cycle_context);
 	outbox_commit();
 	return true;
+}
+
+static void
+forget_request(Request *request)
+{
+	if (request->listed)
+		dlist_delete(&request->node);
+	MemoryContextDelete(request->context);
 }
 
 /* The transaction is committed: forget what it recorded, send what it claimed. */
@@ -365,7 +404,7 @@ after_commit(void)
 	ListCell   *cell;
 
 	foreach(cell, unrecorded)
-		MemoryContextDelete(((Request *) lfirst(cell))->context);
+		forget_request(lfirst(cell));
 	list_free(unrecorded);
 	unrecorded = NIL;
 	claimed = NIL;
@@ -374,13 +413,19 @@ after_commit(void)
 	if (recorded)
 		shared_worker_recorded();
 	if (error_reported)
-		ereport(LOG, (errmsg("timpush: outcomes can be recorded again")));
+		ereport(LOG, (errmsg("timpush: the database of the worker can be written again")));
 	error_reported = false;
 
 	foreach(cell, to_send)
 	{
 		Request    *request = lfirst(cell);
 
+		if (request->first_sent_at == 0 && request->id > last_claimed)
+		{
+			dlist_push_tail(&first_attempts, &request->node);
+			request->listed = true;
+			last_claimed = request->id;
+		}
 		if (sender_send(find_sender(request->serverid), request))
 			add_unrecorded(request);
 	}
@@ -477,7 +522,7 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 		*when = Min(*when, error_until);
 		return false;
 	}
-	if (!servers_known || known_generation != server_generation())
+	if (states_stale || !servers_known || known_generation != server_generation())
 		return true;
 	if (unrecorded != NIL)
 	{
