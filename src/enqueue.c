@@ -23,6 +23,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
@@ -298,16 +299,21 @@ complete_times(Datum *values, bool *nulls, bool is_insert)
 	if (nulls[OUTBOX_SEND_AT - 1])
 		set_column(values, nulls, OUTBOX_SEND_AT, TimestampTzGetDatum(now));
 	send_at = DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]);
+	if (TIMESTAMP_IS_NOEND(send_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"send_at\" must not be infinity"),
+				 errhint("Leave it out to send the push at once.")));
 	if (is_insert)
 		set_column(values, nulls, OUTBOX_CREATED_AT, TimestampTzGetDatum(now));
 	if (is_insert && nulls[OUTBOX_EXPIRES_AT - 1] && timpush_default_ttl > 0)
 	{
 		TimestampTz start = Max(now, send_at);
 
-		if (TIMESTAMP_NOT_FINITE(start))
-			return;
-		set_column(values, nulls, OUTBOX_EXPIRES_AT,
-				   TimestampTzGetDatum(start + timpush_default_ttl * USECS_PER_SEC));
+		/* past the end of time is never */
+		if (start < END_TIMESTAMP - timpush_default_ttl * USECS_PER_SEC)
+			set_column(values, nulls, OUTBOX_EXPIRES_AT,
+					   TimestampTzGetDatum(start + timpush_default_ttl * USECS_PER_SEC));
 	}
 	if (!nulls[OUTBOX_EXPIRES_AT - 1] &&
 		DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]) <= Max(send_at, now))
@@ -354,6 +360,7 @@ check_row(Datum *values, bool *nulls, bool by_argument)
 	push.title = text_column(values, nulls, OUTBOX_TITLE);
 	push.descr = text_column(values, nulls, OUTBOX_DESCR);
 	push.data_id = text_column(values, nulls, OUTBOX_DATA_ID);
+	push.dedup_key = text_column(values, nulls, OUTBOX_DEDUP_KEY);
 	push.extra = nulls[OUTBOX_EXTRA - 1] ? NULL :
 		DatumGetJsonbP(values[OUTBOX_EXTRA - 1]);
 	if (nulls[OUTBOX_PRIORITY - 1])
@@ -419,6 +426,8 @@ find_known_push(Oid outbox, Datum server, Datum key)
 					 qualified_name(outbox, "push_result"));
 	enter_owner(outbox, &userid, &seccontext);
 	SPI_connect();
+	/* see the rows that this very statement has inserted before */
+	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (SPI_execute_with_args(query, 2, types, args, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not look for a push with the same key");
@@ -451,6 +460,12 @@ prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argu
 			   DirectFunctionCall1(namein,
 								   CStringGetDatum(GetUserNameFromId(caller, false))));
 	set_column(values, nulls, OUTBOX_HANDED_OUT, Int32GetDatum(0));
+	/* an id of one's own choice could be that of another role's old push */
+	if (!by_argument && !has_privs_of_role(caller, table_owner(outbox)))
+		set_column(values, nulls, OUTBOX_ID,
+				   Int64GetDatum(nextval_internal(get_relname_relid("push_outbox_id_seq",
+																	get_rel_namespace(outbox)),
+												  false)));
 	if (nulls[OUTBOX_DEDUP_KEY - 1])
 		return 0;
 	return find_known_push(outbox, values[OUTBOX_SERVER - 1],
@@ -516,11 +531,15 @@ insert_plan(Oid outbox)
 {
 	static SPIPlanPtr plan = NULL;
 	static Oid	plan_outbox = InvalidOid;
+	static NameData plan_schema;
+	char	   *schema = get_namespace_name(get_rel_namespace(outbox));
 	StringInfoData names;
 	StringInfoData params;
 	Oid			types[OUTBOX_NATTS];
 
-	if (plan != NULL && plan_outbox == outbox)
+	/* a schema can be renamed, and the text of the plan names it */
+	if (plan != NULL && plan_outbox == outbox &&
+		strcmp(NameStr(plan_schema), schema) == 0)
 		return plan;
 	if (plan != NULL)
 		SPI_freeplan(plan);
@@ -541,6 +560,7 @@ insert_plan(Oid outbox)
 	if (plan == NULL || SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not prepare the insertion into push_outbox");
 	plan_outbox = outbox;
+	namestrcpy(&plan_schema, schema);
 	return plan;
 }
 
@@ -683,6 +703,10 @@ value_from_column(Datum value, Oid column_type, int arg)
 	getTypeOutputInfo(column_type, &output, &varlena);
 	text = OidOutputFunctionCall(output, value);
 
+	/* as the cast to text does, leave char(n)'s padding behind */
+	if (getBaseType(column_type) == BPCHAROID)
+		text[		bpchartruelen(text, (int) strlen(text))] = '\0';
+
 	if (arg == ARG_TO && !OidIsValid(get_element_type(getBaseType(column_type))))
 		return array_of_one(text);
 	return value_from_text(text, arg_specs[arg].type);
@@ -691,7 +715,7 @@ value_from_column(Datum value, Oid column_type, int arg)
 /* Evaluate one trigger argument, name=column or name=#text. */
 static void
 evaluate_trigger_arg(const char *spec, HeapTuple row, TupleDesc desc,
-					 Datum *values, bool *nulls)
+					 Datum *values, bool *nulls, bool *given)
 {
 	const char *equals = strchr(spec, '=');
 	int			arg = equals == NULL ? -1 : find_arg(spec, equals - spec);
@@ -703,6 +727,13 @@ evaluate_trigger_arg(const char *spec, HeapTuple row, TupleDesc desc,
 				 errmsg("invalid argument of trigger function %s: \"%s\"",
 						"timpush_enqueue", spec),
 				 errhint("Arguments are name=column or name=#text, the names being from, to, title, descr, data_id, server, extra, priority, send_at, expires_at and dedup_key.")));
+	if (given[arg])
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" of trigger function %s is given more than once",
+						arg_specs[arg].name, "timpush_enqueue"),
+				 errhint("Name each argument once in CREATE TRIGGER.")));
+	given[arg] = true;
 	if (equals[1] == '#')
 	{
 		values[arg] = arg == ARG_TO ? array_of_one(equals + 2) :
@@ -750,6 +781,7 @@ timpush_enqueue(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	Datum		values[NARGS];
 	bool		nulls[NARGS];
+	bool		given[NARGS] = {false};
 	HeapTuple	row;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
@@ -765,7 +797,7 @@ timpush_enqueue(PG_FUNCTION_ARGS)
 	for (int i = 0; i < trigdata->tg_trigger->tgnargs; i++)
 		evaluate_trigger_arg(trigdata->tg_trigger->tgargs[i], row,
 							 RelationGetDescr(trigdata->tg_relation),
-							 values, nulls);
+							 values, nulls, given);
 	(void) enqueue_push(outbox_of_function(fcinfo->flinfo->fn_oid), values, nulls);
 	return PointerGetDatum(row);
 }

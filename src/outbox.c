@@ -858,7 +858,7 @@ load_requests(Oid serverid, MemoryContext parent)
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		int64		id = DatumGetInt64(column_value(SPI_tuptable->vals[i],
-													 SPI_tuptable->tupdesc, 1));
+													SPI_tuptable->tupdesc, 1));
 
 		while (DatumGetInt64(ids[current]) != id)
 			current++;

@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -192,5 +193,7 @@ timpush_preview(PG_FUNCTION_ARGS)
 	SetUserIdAndSecContext(userid, seccontext);
 
 	appendStringInfoChar(&list, ']');
-	PG_RETURN_DATUM(DirectFunctionCall1(jsonb_in, CStringGetDatum(list.data)));
+	/* bodies are UTF-8 */
+	PG_RETURN_DATUM(DirectFunctionCall1(jsonb_in,
+										CStringGetDatum(pg_any_to_server(list.data, list.len, PG_UTF8))));
 }

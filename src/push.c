@@ -201,6 +201,24 @@ check_reserved(JsonbContainer *container, const char *const *names, int n,
 	}
 }
 
+static void
+check_encoding(Jsonb *extra)
+{
+	StringInfoData string;
+
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return;
+	initStringInfo(&string);
+	(void) JsonbToCString(&string, &extra->root, VARSIZE(extra));
+	(void) utf8_length((Span)
+/**INDENT** Error@212: Unbalanced parens */
+					   {
+		string.data, string.len
+/**INDENT** Warning@212: Extra ) */
+	});
+	pfree(string.data);
+}
+
 /* Raises for what must not stand in "extra"; tells if it names a template. */
 static bool
 check_extra(Jsonb *extra)
@@ -217,6 +235,7 @@ check_extra(Jsonb *extra)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"extra\" must be a JSON object"),
 				 errhint("Give further fields of the request by the API's names, such as {\"OfflinePushInfo\": {\"Ext\": {\"page\": \"order/1\"}}}.")));
+	check_encoding(extra);
 	check_reserved(&extra->root, top, lengthof(top), "");
 	if (jsonb_field(&extra->root, "OfflinePushInfo", &info) == NULL)
 		return false;
@@ -235,6 +254,19 @@ check_extra(Jsonb *extra)
 				 errhint("An object is turned into the JSON text that the API wants.")));
 	return jsonb_field(info.val.binary.data, "PushTemplateId", &field) != NULL &&
 		field.type == jbvString && field.val.string.len > 0;
+}
+
+static void
+check_dedup_key(const PushFields *push)
+{
+	int			len = (int) text_span(push->dedup_key).len;
+
+	if (len > PUSH_MAX_DEDUP_KEY)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"dedup_key\" must not be longer than %d bytes, but has %d",
+						PUSH_MAX_DEDUP_KEY, len),
+				 errhint("Use a hash of it, such as md5().")));
 }
 
 static void
@@ -266,6 +298,7 @@ push_check(const PushFields *push)
 	check_from(push);
 	check_to(push);
 	check_texts(push, check_extra(push->extra));
+	check_dedup_key(push);
 	if (push->priority < 0 || push->priority > 9)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -21,6 +21,9 @@
 /* The API's limit on DataId, in bytes (1047/67553). */
 #define PUSH_MAX_DATA_ID	64
 
+/* A key has to fit into an index. */
+#define PUSH_MAX_DEDUP_KEY	1024
+
 /*
  * The fields of a push as SQL has them.  "from_name" and "to_name" are what
  * the user calls the two fields: arguments or columns.
@@ -34,6 +37,7 @@ typedef struct PushFields
 	text	   *title;
 	text	   *descr;
 	text	   *data_id;
+	text	   *dedup_key;
 	Jsonb	   *extra;
 	int			priority;
 } PushFields;

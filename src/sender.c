@@ -446,10 +446,83 @@ judge_unsent(Sender *sender, Request *request, const char *why)
 	sender_judge(sender, request, &transfer);
 }
 
+/* Decide on the next step after an outcome. */
+static void
+plan_step(const Sender *sender, Request *request)
+{
+	Attempt		attempt = {
+		.attempts = request->attempts,
+		.resends = request->resends,
+		.in_doubt = request->in_doubt,
+		.signed_anew = sender != NULL && sender->renewed_serial > 0 &&
+		request->usersig_serial >= sender->renewed_serial,
+		.npushes = request->nmembers,
+		.on_unknown = request->on_unknown,
+		.max_unknown_resends = sender != NULL ? sender->options->max_unknown_resends : 0,
+		.random = random_fraction(),
+	};
+
+	request->judged = true;
+	/* what never left was no repetition */
+	if (request->resent && request->outcome.class == OUTCOME_NOT_SENT)
+	{
+		request->resends--;
+		request->maybe_duplicate = request->was_marked;
+	}
+	policy_next_step(&request->outcome, &attempt, &request->step);
+	request->in_doubt = request->step.in_doubt;
+	if (request->step.counts)
+		request->attempts++;
+}
+
+/*
+ * Build the body; false with *problem set if its text cannot be converted,
+ * which enqueueing prevents but a copied row may bring.
+ */
+static bool
+build_body(StringInfo body, const Request *request, char **problem)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool built = true;
+
+	initStringInfo(body);
+	PG_TRY();
+	{
+		request_body(body, request->content, request->accounts, request->naccounts,
+					 request->msg_random);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		*problem = pstrdup(error->message);
+		FreeErrorData(error);
+		built = false;
+	}
+	PG_END_TRY();
+	return built;
+}
+
+/* The request cannot be made at all: as if the API had refused it. */
+static void
+judge_unmakable(Sender *sender, Request *request, const char *problem)
+{
+	request->ended_at = GetCurrentTimestamp();
+	request->outcome.class = OUTCOME_BAD_REQUEST;
+	request->outcome.retry_after = -1;
+	request->outcome.error_info = MemoryContextStrdup(request->context, problem);
+	plan_step(sender, request);
+	sender->retry_due = Min(sender->retry_due, request->ended_at);
+}
+
 static bool
 post_request(Sender *sender, Request *request, TimestampTz now)
 {
 	StringInfoData body;
+	char	   *problem;
 	char	   *url;
 	bool		posted;
 
@@ -458,9 +531,11 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 		judge_unsent(sender, request, sender->problem);
 		return true;
 	}
-	initStringInfo(&body);
-	request_body(&body, request->content, request->accounts, request->naccounts,
-				 request->msg_random);
+	if (!build_body(&body, request, &problem))
+	{
+		judge_unmakable(sender, request, problem);
+		return true;
+	}
 	url = request_url(sender->options, sender->usersig, request->msg_random);
 	request->usersig_serial = sender->usersig_serial;
 	request->sent_at = now;
@@ -548,34 +623,6 @@ bound_refusals(Sender *sender, Outcome *outcome)
 	if (outcome->class == OUTCOME_SERVER_STOP && !outcome->has_code &&
 		++sender->refusals < REFUSALS_TO_STOP)
 		outcome->class = OUTCOME_TRANSIENT;
-}
-
-static void
-plan_step(const Sender *sender, Request *request)
-{
-	Attempt		attempt = {
-		.attempts = request->attempts,
-		.resends = request->resends,
-		.in_doubt = request->in_doubt,
-		.signed_anew = sender != NULL && sender->renewed_serial > 0 &&
-			request->usersig_serial >= sender->renewed_serial,
-		.npushes = request->nmembers,
-		.on_unknown = request->on_unknown,
-		.max_unknown_resends = sender != NULL ? sender->options->max_unknown_resends : 0,
-		.random = random_fraction(),
-	};
-
-	request->judged = true;
-	/* what never left was no repetition */
-	if (request->resent && request->outcome.class == OUTCOME_NOT_SENT)
-	{
-		request->resends--;
-		request->maybe_duplicate = request->was_marked;
-	}
-	policy_next_step(&request->outcome, &attempt, &request->step);
-	request->in_doubt = request->step.in_doubt;
-	if (request->step.counts)
-		request->attempts++;
 }
 
 void

@@ -214,6 +214,19 @@ valid_host(const char *value)
 	return atoi(port + 1) >= 1 && atoi(port + 1) <= 65535;
 }
 
+/* What a UserSig can be made for, and not just blanks. */
+static bool
+valid_identifier(const char *value)
+{
+	for (const char *s = value; *s != '\0'; s++)
+	{
+		if ((unsigned char) *s < 0x20)
+			return false;
+	}
+	return strlen(value) <= USERSIG_MAX_IDENTIFIER &&
+		strspn(value, " ") < strlen(value);
+}
+
 static bool
 parse_integer(const char *value, int64 min, int64 max, int64 *result)
 {
@@ -264,8 +277,7 @@ valid_value(const OptionSpec *spec, const char *value)
 	{
 		case OPTION_TEXT:
 			return value[0] != '\0' &&
-				(strcmp(spec->name, "identifier") != 0 ||
-				 strlen(value) <= USERSIG_MAX_IDENTIFIER);
+				(strcmp(spec->name, "identifier") != 0 || valid_identifier(value));
 		case OPTION_INTEGER:
 			return parse_integer(value, spec->min, spec->max, &integer);
 		case OPTION_RATE:

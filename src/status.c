@@ -11,6 +11,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -158,18 +159,19 @@ timpush_wait(PG_FUNCTION_ARGS)
 static int64
 lifetime_seconds(Interval *interval)
 {
-	int64		us = interval->time +
-	(interval->day + (int64) interval->month * DAYS_PER_MONTH) * USECS_PER_DAY;
-	int64		seconds = us / USECS_PER_SEC;
+	int64		days = interval->day + (int64) interval->month * DAYS_PER_MONTH;
+	int64		us;
 
-	if (us < USECS_PER_SEC || seconds > MAX_LIFETIME)
+	if (pg_mul_s64_overflow(days, USECS_PER_DAY, &us) ||
+		pg_add_s64_overflow(us, interval->time, &us) ||
+		us < USECS_PER_SEC || us > MAX_LIFETIME * USECS_PER_SEC)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"lifetime\" must be from 1 second to 10 years, not %s",
 						DatumGetCString(DirectFunctionCall1(interval_out,
 															IntervalPGetDatum(interval)))),
 				 errhint("Tencent advises at least 24 hours.")));
-	return seconds;
+	return us / USECS_PER_SEC;
 }
 
 static text *

@@ -90,8 +90,10 @@ The rows of a query, each as a hash.  Options: dbname.
 sub rows
 {
 	my ($node, $query, %options) = @_;
-	my $out = $node->safe_psql($options{dbname} // 'postgres',
-		"SET client_encoding = 'UTF8'; SELECT row_to_json(r) FROM ($query) r");
+	my $out = $node->safe_psql(
+		$options{dbname} // 'postgres',
+		"SET client_encoding = 'UTF8'; SELECT row_to_json(r) FROM ($query) r"
+	);
 
 	return map { $json->decode($_) } split /\n/, $out;
 }
@@ -136,8 +138,9 @@ sub push_id
 	my $dbname = delete $options{dbname} // 'postgres';
 	my $on_unknown = delete $options{on_unknown};
 	my $to =
-	    ref $accounts eq 'SCALAR' ? $$accounts
-	  : ref $accounts ? 'ARRAY[' . join(', ', map { quote($_) } @$accounts) . ']'
+		ref $accounts eq 'SCALAR' ? $$accounts
+	  : ref $accounts
+	  ? 'ARRAY[' . join(', ', map { quote($_) } @$accounts) . ']'
 	  : 'ARRAY[' . quote($accounts) . ']';
 	my %arguments = (
 		from => 'administrator',
@@ -146,7 +149,8 @@ sub push_id
 		%options);
 	my $sql = "SELECT timpush_batch(\"to\" => $to";
 
-	$sql .= ", \"$_\" => " . quote($arguments{$_}) foreach sort keys %arguments;
+	$sql .= ", \"$_\" => " . quote($arguments{$_})
+	  foreach sort keys %arguments;
 	$sql = "SET timpush.on_unknown = $on_unknown; $sql" if $on_unknown;
 	return $node->safe_psql($dbname, "$sql)");
 }
@@ -201,7 +205,8 @@ sub requests
 sub errors
 {
 	my ($node, $id, %options) = @_;
-	return rows($node,
+	return rows(
+		$node,
 		"SELECT * FROM push_error WHERE push_id = $id ORDER BY request_id, account",
 		%options);
 }
@@ -222,7 +227,8 @@ sub worker_pid
 {
 	my ($node, $dbname) = @_;
 	$dbname //= 'postgres';
-	return $node->safe_psql('template1',
+	return $node->safe_psql(
+		'template1',
 		"SELECT pid FROM pg_stat_activity
 		 WHERE backend_type = 'timpush worker' AND datname = '$dbname'");
 }
@@ -238,7 +244,8 @@ sub wait_for_worker
 	my ($node, $there) = @_;
 	my $compare = $there ? '=' : '<>';
 
-	return $node->poll_query_until('template1',
+	return $node->poll_query_until(
+		'template1',
 		"SELECT (SELECT count(*) FROM pg_stat_activity
 				 WHERE backend_type = 'timpush worker' AND datname = 'postgres') $compare 1"
 	);
@@ -255,7 +262,8 @@ sub kill_worker
 {
 	my ($node) = @_;
 	my $pid = worker_pid($node);
-	my $started = $node->safe_psql('template1', 'SELECT pg_postmaster_start_time()');
+	my $started =
+	  $node->safe_psql('template1', 'SELECT pg_postmaster_start_time()');
 
 	die "there is no worker\n" unless $pid =~ /^\d+$/;
 	my $seen = -s $node->logfile;

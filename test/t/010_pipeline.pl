@@ -64,20 +64,24 @@ is($got->{from}, 'sender-1', 'sender arrives');
 is($got->{data_id}, 'order-17', 'DataId arrives');
 is($got->{app}, $tim->sdkappid, 'it is the app of the server');
 ok($got->{ext_ok}, 'an object given for Ext is JSON text in the body');
-is_deeply($got->{unknown_fields}, ['NewerField'],
-	'a field that nobody knows yet is passed on');
+is_deeply($got->{unknown_fields},
+	['NewerField'], 'a field that nobody knows yet is passed on');
 is($got->{protocol}, 'HTTP/2.0', 'over HTTP/2');
 is($got->{msg_random}, $request->{msg_random}, 'MsgRandom is the journal\'s');
 is($request->{task_id}, $got->{task_id}, 'TaskId is the service\'s');
-is_deeply(status($node, $full)->{task_ids},
-	[ $got->{task_id} ], 'push_status shows it');
+is_deeply(
+	status($node, $full)->{task_ids},
+	[ $got->{task_id} ],
+	'push_status shows it');
 is_deeply(
 	[ @$request{qw(state attempts resends http_status error_code class)} ],
 	[ 'done', 1, 0, 200, 0, 'sent' ],
 	'the journal has the outcome');
 ok(!$request->{in_doubt} && !$request->{maybe_duplicate},
 	'and there is no doubt');
-ok( $request->{first_sent_at} && $request->{finished_at} && $request->{latency},
+ok( $request->{first_sent_at}
+	  && $request->{finished_at}
+	  && $request->{latency},
 	'and when it was');
 
 # Some accounts fail
@@ -99,7 +103,8 @@ is((requests($node, $partial))[0]->{result_state},
 	'partial', 'push_result says so');
 is(status($node, push_id($node, 'nobody-3'))->{accounts}, 1, 'one alone');
 settle($node);
-is( $node->safe_psql('postgres',
+is( $node->safe_psql(
+		'postgres',
 		"SELECT state FROM push_status s JOIN push_error e USING (push_id)
 		 WHERE account = 'nobody-3'"),
 	'failed',
@@ -123,8 +128,10 @@ UPDATE teams SET news = 'new news';
 SQL
 settle($node);
 ($got) = requests_with($tim, 'erin');
-is_deeply([ @$got{qw(title desc)} ],
-	[ 'plain', 'insert' ], 'a plain INSERT is sent');
+is_deeply(
+	[ @$got{qw(title desc)} ],
+	[ 'plain', 'insert' ],
+	'a plain INSERT is sent');
 ($got) = requests_with($tim, 'frank');
 is_deeply(
 	[ @$got{qw(title desc data_id)} ],
@@ -146,10 +153,12 @@ is( $node->safe_psql(
 set_config($node, 'timpush.enabled' => 'off');
 wait_for_worker($node, 0);
 my $seen = push_id($node, 'judy', title => 'preview', data_id => 'p-1');
-my $preview = row($node,
+my $preview = row(
+	$node,
 	"SELECT b->'To_Account' AS to, b->'OfflinePushInfo'->>'Title' AS title,
 	   b->>'DataId' AS data_id
-	 FROM (SELECT jsonb_path_query(timpush_preview($seen), 'lax \$[*]') AS b) x");
+	 FROM (SELECT jsonb_path_query(timpush_preview($seen), 'lax \$[*]') AS b) x"
+);
 is_deeply(
 	$preview,
 	{ to => ['judy'], title => 'preview', data_id => 'p-1' },
@@ -165,7 +174,8 @@ $node->safe_psql('postgres',
 	"CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
 $node->safe_psql('latin',
 	'CREATE EXTENSION timpush;' . $latin_tim->create_server_sql('latin'));
-$node->safe_psql('latin', "SET client_encoding = 'UTF8';
+$node->safe_psql(
+	'latin', "SET client_encoding = 'UTF8';
 	SELECT timpush_batch('administrator', ARRAY['$latin', 'nobody-$latin'], '$latin', '')"
 );
 settle($node, dbname => 'latin');
@@ -180,7 +190,6 @@ is(status($node, 1, dbname => 'latin')->{maybe_duplicate},
 	0, 'at the first attempt');
 
 $tim->ok_ledger($node, 'tables and ledger agree');
-$latin_tim->ok_ledger($node, 'also in the other encoding',
-	dbname => 'latin');
+$latin_tim->ok_ledger($node, 'also in the other encoding', dbname => 'latin');
 $node->stop;
 done_testing();

@@ -14,7 +14,8 @@ use TimpushTest;
 
 my $tim = FakeTIM->new->start;
 my $node = start_node('main', max_prepared_transactions => 5);
-my $batch = q{SELECT timpush_batch('administrator', ARRAY['%s'], '%s', 'text');};
+my $batch =
+  q{SELECT timpush_batch('administrator', ARRAY['%s'], '%s', 'text');};
 
 sub batch
 {
@@ -41,8 +42,9 @@ $node->safe_psql('postgres',
 	  . 'ROLLBACK TO a;'
 	  . batch('later')
 	  . 'COMMIT;');
-$node->psql('postgres',
-	    "INSERT INTO push_outbox (from_account, to_accounts, title, descr)
+$node->psql(
+	'postgres',
+	"INSERT INTO push_outbox (from_account, to_accounts, title, descr)
 		SELECT 'administrator', ARRAY['statement-' || n], 'title', (1 / (3 - n))::text
 		FROM generate_series(1, 3) n");
 $node->psql('postgres', 'BEGIN;' . batch('failed') . 'SELECT 1/0; COMMIT;');
@@ -72,7 +74,8 @@ pass('COMMIT PREPARED wakes the worker');
 $node->safe_psql('postgres', 'CREATE DATABASE elsewhere');
 settle($node);
 sleep 1;
-my $activity = q{SELECT xact_commit + xact_rollback, a.pid, a.state, a.state_change
+my $activity =
+  q{SELECT xact_commit + xact_rollback, a.pid, a.state, a.state_change
 	FROM pg_stat_database d JOIN pg_stat_activity a USING (datname)
 	WHERE d.datname = 'postgres' AND a.backend_type = 'timpush worker'};
 my $before = $node->safe_psql('elsewhere', $activity);
@@ -106,8 +109,10 @@ ok(received('back'), 'and comes back at the next commit');
 # Also for what is due later
 my $due = time + 3;
 push_id($node, 'scheduled', send_at => scalar(gmtime($due)) . ' UTC');
-is($node->safe_psql('postgres', 'SELECT state FROM push_status WHERE waiting > 0'),
-	'scheduled', 'a push for later is scheduled');
+is( $node->safe_psql(
+		'postgres', 'SELECT state FROM push_status WHERE waiting > 0'),
+	'scheduled',
+	'a push for later is scheduled');
 wait_for_worker($node, 0);
 settle($node);
 cmp_ok((requests_with($tim, 'scheduled'))[0]->{time} / 1e6,
@@ -132,7 +137,8 @@ settle($node);
 ok(received('kept'), 'and are sent once it is on');
 ok(!received('expired'), 'except for what has expired');
 is( $node->safe_psql(
-		'postgres', "SELECT count(*) FROM push_status WHERE state = 'expired'"),
+		'postgres',
+		"SELECT count(*) FROM push_status WHERE state = 'expired'"),
 	1,
 	'which is its outcome');
 
@@ -146,8 +152,10 @@ $node->start;
 settle($node);
 is(received('crash-3'), 1, 'a cluster that starts sends what waits');
 
-is($node->safe_psql('postgres', 'SELECT sum(maybe_duplicate) FROM push_status'),
-	0, 'nothing of this is in doubt');
+is( $node->safe_psql(
+		'postgres', 'SELECT sum(maybe_duplicate) FROM push_status'),
+	0,
+	'nothing of this is in doubt');
 $tim->ok_ledger($node, 'tables and ledger agree');
 $node->stop;
 done_testing();

@@ -21,76 +21,131 @@ my $node = start_node('main');
 # its last request class, error_code, attempts, resends; then how many calls
 # the service saw for the first account, and what error_info must match.
 my @cases = (
+
 	# definite answers
 	[ 'OK', 'ok-1', 'retry', {}, 'sent', '1/0/0/0', 'sent', 0, 1, 0, 1 ],
 	[
 		'an ErrorList', [ 'nobody-2', 'ok-2' ],
 		'retry', {}, 'partial', '1/1/0/0', 'partial', 0, 1, 0, 1
 	],
-	(
-		map {
+	(   map {
 			[
-				"refused with $_", "code-$_", 'retry', {}, 'failed', '0/1/0/0',
+				"refused with $_",
+				"code-$_", 'retry', {}, 'failed', '0/1/0/0',
 				'bad-request', $_, 1, 0, 1, qr/^error $_ as ordered$/
 			]
-		} qw(60003 70107 70402 80001 90001 90008 90011 90043 90048 90057)
-	),
+		} qw(60003 70107 70402 80001 90001 90008 90011 90043 90048 90057)),
 	[
-		'a code that nobody knows', 'code-12345', 'retry', {},
-		'failed', '0/1/0/0', 'transient', 12345, 3, 0, 3, qr/^error 12345/
+		'a code that nobody knows',
+		'code-12345',
+		'retry',
+		{},
+		'failed',
+		'0/1/0/0',
+		'transient',
+		12345,
+		3,
+		0,
+		3,
+		qr/^error 12345/
 	],
 	[
-		'a code that nobody knows, once', 'first1-code-12345', 'retry', {},
-		'sent', '1/0/0/0', 'sent', 0, 2, 0, 2
+		'a code that nobody knows, once',
+		'first1-code-12345',
+		'retry',
+		{},
+		'sent',
+		'1/0/0/0',
+		'sent',
+		0,
+		2,
+		0,
+		2
 	],
 
 	# throttled: free, and not by count
-	(
-		map {
+	(   map {
 			[
-				"throttled by $_", "first1-code-$_", 'retry', {}, 'sent',
+				"throttled by $_",
+				"first1-code-$_", 'retry', {}, 'sent',
 				'1/0/0/0', 'sent', 0, 1, 0, 2
 			]
-		} qw(60007 60011 90024)
-	),
+		} qw(60007 60011 90024)),
 	[
-		'throttled often', 'first3-code-60007', 'hold', {},
-		'sent', '1/0/0/0', 'sent', 0, 1, 0, 4
+		'throttled often',
+		'first3-code-60007',
+		'hold',
+		{},
+		'sent',
+		'1/0/0/0',
+		'sent',
+		0,
+		1,
+		0,
+		4
 	],
 	[
-		'429 with Retry-After', 'first1-http-429-ra1', 'hold', {},
-		'sent', '1/0/0/0', 'sent', 0, 1, 0, 2
+		'429 with Retry-After',
+		'first1-http-429-ra1',
+		'hold',
+		{},
+		'sent',
+		'1/0/0/0',
+		'sent',
+		0,
+		1,
+		0,
+		2
 	],
 	[
-		'HTTP 503', 'first1-http-503', 'hold', {},
-		'sent', '1/0/0/0', 'sent', 0, 1, 0, 2
+		'HTTP 503',
+		'first1-http-503',
+		'hold',
+		{},
+		'sent',
+		'1/0/0/0',
+		'sent',
+		0,
+		1,
+		0,
+		2
 	],
 
 	# transient
-	(
-		map {
+	(   map {
 			[
 				"transient $_", "first2-code-$_", 'hold', {}, 'sent',
 				'1/0/0/0', 'sent', 0, 3, 0, 3
 			]
-		} qw(91000 60014 70500)
-	),
+		} qw(91000 60014 70500)),
 	[
-		'a refusal without the words of the API', 'first1-http-404', 'hold',
-		{}, 'sent', '1/0/0/0', 'sent', 0, 2, 0, 2
+		'a refusal without the words of the API',
+		'first1-http-404',
+		'hold',
+		{},
+		'sent',
+		'1/0/0/0',
+		'sent',
+		0,
+		2,
+		0,
+		2
 	],
 
 	# for an account alone
 	[
-		'transient for one account', [ 'acctN-91000-1', 'ok-3' ],
+		'transient for one account',
+		[ 'acctN-91000-1', 'ok-3' ],
 		'retry', {}, 'sent', '2/0/0/0', 'sent', 0, 2, 0, 2
 	],
 	[
-		'a strange code for one account', [ 'acct-54321', 'ok-4' ],
+		'a strange code for one account',
+		[ 'acct-54321', 'ok-4' ],
 		'retry', {}, 'partial', '1/1/0/0', 'partial', 0, 4, 0, 4
 	],
 	[
-		'an account listed twice, and a stranger', [ 'extraerr-1', 'ok-5' ],
+		'an account listed twice, and a stranger',
+		[ 'extraerr-1', 'ok-5' ],
 		'retry', {}, 'partial', '1/1/0/0', 'partial', 0, 1, 0, 1
 	],
 
@@ -100,24 +155,25 @@ my @cases = (
 		'hold', {}, 'partial', '1/1/0/0', 'partial', 0, 1, 0, 1
 	],
 	[
-		'a slow answer', 'slow-2000', 'hold', {},
-		'sent', '1/0/0/0', 'sent', 0, 1, 0, 1
+		'a slow answer',
+		'slow-2000', 'hold', {}, 'sent', '1/0/0/0', 'sent', 0, 1, 0, 1
 	],
 	[
-		'an answer byte by byte', 'drip-5', 'hold', {},
-		'sent', '1/0/0/0', 'sent', 0, 1, 0, 1
+		'an answer byte by byte',
+		'drip-5', 'hold', {}, 'sent', '1/0/0/0', 'sent', 0, 1, 0, 1
 	],
 
 	# doubt, and the push wants to be held
-	(
-		map {
+	(   map {
 			[
-				"in doubt: $_->[0]", $_->[0], 'hold',
-				{ request_timeout => '3100ms' },
-				'unknown', '0/0/1/0', 'unknown', $_->[2], 1, 0, 1, $_->[1]
+				"in doubt: $_->[0]", $_->[0],
+				'hold', { request_timeout => '3100ms' },
+				'unknown', '0/0/1/0',
+				'unknown', $_->[2],
+				1, 0,
+				1, $_->[1]
 			]
-		} (
-			[ 'reset-before-1', qr/./ ],
+		} ( [ 'reset-before-1', qr/./ ],
 			[ 'reset-after-1', qr/./ ],
 			[ 'drop-before-1', qr/./ ],
 			[ 'drop-after-1', qr/./ ],
@@ -131,37 +187,52 @@ my @cases = (
 			[ 'badutf8-1', qr/HTTP 200/ ],
 			[ 'slow-6000', qr/timed? ?out/i ],
 			[ 'code-60008', qr/error 60008/, 60008 ],
-			[ 'code-60013', qr/error 60013/, 60013 ],
-		)
-	),
+			[ 'code-60013', qr/error 60013/, 60013 ],)),
 
 	# doubt, and the push is sent again: marked, whether the first came or not
-	(
-		map {
+	(   map {
 			[
-				"sent again after $_", "first1-$_", 'retry', {}, 'sent',
+				"sent again after $_",
+				"first1-$_", 'retry', {}, 'sent',
 				'1/0/0/1', 'sent', 0, 2, 1, 2
 			]
-		} qw(reset-after reset-before truncate garbage html502 code-60008)
-	),
+		} qw(reset-after reset-before truncate garbage html502 code-60008)),
 	[
-		'sent again in vain', 'reset-after-2', 'retry',
+		'sent again in vain',
+		'reset-after-2',
+		'retry',
 		{ max_unknown_resends => 1 },
-		'unknown', '0/0/1/1', 'unknown', undef, 2, 1, 2
+		'unknown',
+		'0/0/1/1',
+		'unknown',
+		undef,
+		2,
+		1,
+		2
 	],
 	[
-		'not to be sent again by the server\'s options', 'reset-after-3',
-		'retry', { max_unknown_resends => 0 },
-		'unknown', '0/0/1/0', 'unknown', undef, 1, 0, 1
+		'not to be sent again by the server\'s options',
+		'reset-after-3',
+		'retry',
+		{ max_unknown_resends => 0 },
+		'unknown',
+		'0/0/1/0',
+		'unknown',
+		undef,
+		1,
+		0,
+		1
 	],
 
 	# doubt, and the push takes it for sent
 	[
-		'taken for sent', 'reset-after-4', 'accept', {},
+		'taken for sent',
+		'reset-after-4', 'accept', {},
 		'sent', '1/0/0/0', 'unknown', undef, 1, 0, 1
 	],
 	[
-		'taken for sent, and was not', 'html502-2', 'accept', {},
+		'taken for sent, and was not',
+		'html502-2', 'accept', {},
 		'sent', '1/0/0/0', 'unknown', undef, 1, 0, 1
 	],);
 
@@ -177,13 +248,17 @@ foreach my $n (0 .. $#cases)
 {
 	my ($name, $accounts, $on_unknown) = @{ $cases[$n] };
 
-	$id{$n} = push_id($node, $accounts,
-		server => "s$n", title => "case $n", on_unknown => $on_unknown);
+	$id{$n} = push_id(
+		$node, $accounts,
+		server => "s$n",
+		title => "case $n",
+		on_unknown => $on_unknown);
 }
 
 # A good answer to a question asked twice in one breath says nothing new.
 $node->safe_psql('postgres', $tim->create_server_sql('dupkeys'));
-my $dupkeys = push_id($node, 'dupkeys-1', server => 'dupkeys', on_unknown => 'hold');
+my $dupkeys =
+  push_id($node, 'dupkeys-1', server => 'dupkeys', on_unknown => 'hold');
 
 # One bad push among those that share a call
 $node->safe_psql('postgres', $tim->create_server_sql('merged'));
@@ -198,19 +273,20 @@ settle($node);
 
 my %status = map { $_->{push_id} => $_ } rows($node, 'TABLE push_status');
 my %last =
-  map { $_->{push_id} => $_ }
-  rows($node,
+  map { $_->{push_id} => $_ } rows(
+	$node,
 	'SELECT push_id, q.* FROM push_result JOIN push_request q ON q.id = request_id
 	 ORDER BY q.id');
 
 foreach my $n (0 .. $#cases)
 {
-	my ($name, $accounts, undef, undef, $state, $counts, $class, $code,
-		$attempts, $resends, $calls, $info) = @{ $cases[$n] };
+	my ($name, $accounts, undef, undef, $state, $counts,
+		$class, $code, $attempts, $resends, $calls, $info) = @{ $cases[$n] };
 	my $status = $status{ $id{$n} };
 	my $last = $last{ $id{$n} };
 	my $account = ref $accounts ? $accounts->[0] : $accounts;
-	my @seen = grep { $_->{title} eq "case $n" } requests_with($tim, $account);
+	my @seen =
+	  grep { $_->{title} eq "case $n" } requests_with($tim, $account);
 
 	is_deeply(
 		[
@@ -226,22 +302,27 @@ foreach my $n (0 .. $#cases)
 	# In doubt the very same goes again; after a refusal it is a new call.
 	my %randoms = map { $_->{msg_random} => 1 } @seen;
 	my %bodies = map { $_->{crc32} => 1 } @seen;
-	is(scalar keys %randoms,
-		$resends ? 1 : $calls, "$name: MsgRandom of each call")
-	  if $calls > 1;
+	is( scalar keys %randoms,
+		$resends ? 1 : $calls,
+		"$name: MsgRandom of each call") if $calls > 1;
 	is(scalar keys %bodies, 1, "$name: the same, byte by byte")
 	  if $resends;
 
-	my %ended =
-	  (sent => 'done', partial => 'done', failed => 'failed', unknown => 'unknown');
+	my %ended = (
+		sent => 'done',
+		partial => 'done',
+		failed => 'failed',
+		unknown => 'unknown');
 	is($last->{state}, $ended{$state}, "$name: the journal")
 	  unless ref $accounts;
-	ok( ($status->{finished_at} && $last->{finished_at} && !$status->{waiting}),
+	ok( (        $status->{finished_at}
+			  && $last->{finished_at}
+			  && !$status->{waiting}),
 		"$name: has ended");
 }
 
-like($status{$dupkeys}{state}, qr/^(?:sent|unknown)$/,
-	'an answer that contradicts itself');
+like($status{$dupkeys}{state},
+	qr/^(?:sent|unknown)$/, 'an answer that contradicts itself');
 
 # The request is split until the bad one is alone; the others have been sent.
 is( $node->safe_psql(
@@ -251,7 +332,8 @@ is( $node->safe_psql(
 	"failed|1|0|2|0\nsent|8|8|0|0",
 	'one bad push does not fail those that share its call');
 is( $node->safe_psql(
-		'postgres', "SELECT string_agg(account || ' ' || e.error_code, ', ' ORDER BY account)
+		'postgres',
+		"SELECT string_agg(account || ' ' || e.error_code, ', ' ORDER BY account)
 		 FROM push_error e JOIN push_request q ON q.id = request_id WHERE server = 'merged'"
 	),
 	'code-90001 90001, innocent 90001',
@@ -263,11 +345,17 @@ is( $node->safe_psql(
 	't|t',
 	'the journal shows what was split and why');
 is_deeply(
-	[ map { scalar grep { $_->{delivered} } requests_with($tim, "m$_") } 1 .. 5, 7 .. 9 ],
+	[
+		map {
+			scalar grep { $_->{delivered} } requests_with($tim, "m$_")
+		} 1 .. 5,
+		7 .. 9
+	],
 	[ (1) x 8 ],
 	'each of the others was sent once');
 
-ok(log_lines($node, qr/listed 2 accounts that are not in it or are listed twice/),
+ok( log_lines(
+		$node, qr/listed 2 accounts that are not in it or are listed twice/),
 	'strange entries of an ErrorList are logged');
 is( $node->safe_psql(
 		'postgres',
@@ -275,7 +363,10 @@ is( $node->safe_psql(
 	),
 	0,
 	'no control character is stored');
-unlike(join("\n", log_lines($node, qr/./)), qr/terminated by signal/, 'no crash');
+unlike(
+	join("\n", log_lines($node, qr/./)),
+	qr/terminated by signal/,
+	'no crash');
 
 $tim->ok_ledger($node, 'tables and ledger agree');
 $node->stop;

@@ -31,14 +31,15 @@ $node->safe_psql('old',
 $node->safe_psql('restless',
 	'CREATE EXTENSION timpush;' . $restless->create_server_sql('restless'));
 $node->safe_psql('postgres',
-	    $tim->create_server_sql('chat', max_in_flight => 200)
+		$tim->create_server_sql('chat', max_in_flight => 200)
 	  . $tim->create_server_sql('patient', request_timeout => '20s'));
 
 # $n pushes that cannot share a call
 sub many
 {
 	my ($server, $prefix, $n) = @_;
-	return "SELECT count(timpush_batch('administrator', ARRAY['$prefix-' || n],
+	return
+	  "SELECT count(timpush_batch('administrator', ARRAY['$prefix-' || n],
 			'title ' || n, 'text', server => '$server'))
 		FROM generate_series(1, $n) n";
 }
@@ -66,9 +67,11 @@ cmp_ok($stats->{connections}, '<=', 8, 'over connections that are kept');
 foreach my $case ([ 'postgres', 'chat', $tim ], [ 'old', 'old', $old ])
 {
 	my ($dbname, $server, $service) = @$case;
-	my $slow = push_id($node, 'slow-4000-1', dbname => $dbname, server => $server);
+	my $slow =
+	  push_id($node, 'slow-4000-1', dbname => $dbname, server => $server);
 
-	wait_until(sub { requests_with($service, 'slow-4000-1') }, 'the slow one');
+	wait_until(sub { requests_with($service, 'slow-4000-1') },
+		'the slow one');
 	$node->safe_psql($dbname, many($server, 'swift', 30));
 	settle($node, dbname => $dbname, where => "push_id <> $slow");
 	is(status($node, $slow, dbname => $dbname)->{state},
@@ -90,10 +93,14 @@ foreach my $kind (qw(reset-after drop-after reset-during))
 	my ($request) = requests($node, $id, dbname => 'old');
 	my @events = grep { $_->{event} ne 'answer' } $old->ledger;
 
-	is(@{[ $old->ledger ]} - $seen, $kind eq 'reset-during' ? 1 : 2,
+	is( @{ [ $old->ledger ] } - $seen,
+		$kind eq 'reset-during' ? 1 : 2,
 		"$kind: one attempt in the ledger");
 	is_deeply(
-		[ @$request{qw(attempts resends class)}, $request->{in_doubt} ? 1 : 0 ],
+		[
+			@$request{qw(attempts resends class)},
+			$request->{in_doubt} ? 1 : 0
+		],
 		[ 1, 0, 'unknown', 1 ],
 		"$kind: it is one attempt and in doubt");
 	settle($node, dbname => 'old');
@@ -109,9 +116,9 @@ foreach my $kind (qw(reset-after drop-after reset-during))
 		[ 2, 1, 'done' ],
 		"$kind: it is sent again, once");
 	is(scalar @got, $kind eq 'reset-during' ? 1 : 2, "$kind: by us alone");
-	is($_->{msg_random}, $request->{msg_random},
-		"$kind: with the same MsgRandom")
-	  foreach @got;
+	is( $_->{msg_random},
+		$request->{msg_random},
+		"$kind: with the same MsgRandom") foreach @got;
 	ok($request->{result_duplicate}, "$kind: and marked");
 }
 
@@ -131,37 +138,39 @@ is( $node->safe_psql(
 	'',
 	'and none is in doubt');
 note 'maybe duplicates: ',
-  $node->safe_psql('restless', 'SELECT sum(maybe_duplicate) FROM push_status');
+  $node->safe_psql('restless',
+	'SELECT sum(maybe_duplicate) FROM push_status');
 
 # Nothing may leave before its claim is durable, also on a standby if commits
 # wait for one.
-set_config($node, synchronous_standby_names => 'nobody');
-wait_until(
-	sub {
-		my $stderr;
-
-		$node->psql(
-			'template1',
-			"SET statement_timeout = '100ms'; CREATE TABLE t (); DROP TABLE t",
-			stderr => \$stderr);
-		return $stderr =~ /canceling wait for synchronous replication/;
-	},
-	'commits to wait for a standby');
-my $claimed = $node->safe_psql('postgres',
+$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
+$node->restart;
+$node->safe_psql(
+	'postgres',
 	"SET synchronous_commit = local;
-	 SELECT timpush_batch('administrator', ARRAY['durable'], 'title', 'text', server => 'chat')");
-$node->poll_query_until('postgres',
+	 SELECT timpush_batch('administrator', ARRAY['durable'], 'title', 'text', server => 'chat')"
+);
+$node->poll_query_until(
+	'postgres',
 	"SELECT wait_event = 'SyncRep' FROM pg_stat_activity
 	 WHERE backend_type = 'timpush worker' AND datname = 'postgres'");
-is(scalar requests_with($tim, 'durable'), 0, 'nothing leaves before its claim is durable');
-set_config($node, synchronous_standby_names => undef);
+is(scalar requests_with($tim, 'durable'),
+	0, 'nothing leaves before its claim is durable');
+set_config($node, synchronous_standby_names => '');
 settle($node);
 is(scalar requests_with($tim, 'durable'), 1, 'but then');
 
 # A peer that does not answer
 push_id($node, 'slow-60000-1', server => 'patient', title => 'hangs 1');
-push_id($node, [ 'slow-60000-2', 'companion' ], server => 'patient', title => 'hangs 2');
-wait_until(sub { requests_with($tim, 'slow-60000-1') && requests_with($tim, 'slow-60000-2') },
+push_id(
+	$node, [ 'slow-60000-2', 'companion' ],
+	server => 'patient',
+	title => 'hangs 2');
+wait_until(
+	sub {
+		requests_with($tim, 'slow-60000-1')
+		  && requests_with($tim, 'slow-60000-2');
+	},
 	'requests to hang');
 my @hanging = map { (requests_with($tim, "slow-60000-$_"))[0] } 1, 2;
 is( $node->safe_psql(
@@ -182,7 +191,8 @@ is( $node->safe_psql(
 	0,
 	'and no lock');
 my $began = time;
-$node->safe_psql('postgres', "SET lock_timeout = '1s';
+$node->safe_psql(
+	'postgres', "SET lock_timeout = '1s';
 	BEGIN; LOCK TABLE push_outbox, push_request, push_result, push_error, push_server;
 	ALTER TABLE push_request ADD COLUMN mine integer; ROLLBACK;");
 $node->safe_psql('postgres', 'VACUUM FULL push_result');
@@ -190,9 +200,12 @@ cmp_ok(time - $began, '<', 5, 'DDL and VACUUM do not wait');
 
 # The worker is killed while they hang.  Its successor sends them again.
 kill_worker($node);
-is( $node->safe_psql('postgres',
-		"SELECT count(*) FROM push_status WHERE server = 'patient' AND waiting = 0"),
-	0, 'after a crash they have no outcome yet');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT count(*) FROM push_status WHERE server = 'patient' AND waiting = 0"
+	),
+	0,
+	'after a crash they have no outcome yet');
 wait_until(sub { requests_with($tim, 'slow-60000-2') >= 2 },
 	'requests to be sent again');
 foreach my $n (1, 2)
@@ -214,14 +227,17 @@ is( $node->safe_psql(
 $worker = worker_pid($node);
 $tim->ok_ledger($node, 'tables and ledger agree');
 $old->ok_ledger($node, 'and those of HTTP/1.1', dbname => 'old');
-$restless->ok_ledger($node, 'and those of the restless peer', dbname => 'restless');
+$restless->ok_ledger(
+	$node,
+	'and those of the restless peer',
+	dbname => 'restless');
 
 $began = time;
 $node->safe_psql('postgres', 'DROP EXTENSION timpush CASCADE');
 cmp_ok(time - $began, '<', 5, 'DROP EXTENSION does not wait for an answer');
 wait_for_worker($node, 0);
 is(worker_pid($node), '', 'and the worker leaves when it has come');
-is(scalar log_lines($node, qr/PANIC|exited with exit code [2-9]/), 0,
-	'in good order');
+is(scalar log_lines($node, qr/PANIC|exited with exit code [2-9]/),
+	0, 'in good order');
 $node->stop;
 done_testing();

@@ -15,7 +15,7 @@ my $tim = FakeTIM->new->start;
 my $node = start_node('main');
 
 $node->safe_psql('postgres',
-	    $tim->create_server_sql('chat')
+		$tim->create_server_sql('chat')
 	  . $tim->create_server_sql('small', accounts_per_request => 100));
 
 # SQL for the array of accounts prefix-1 .. prefix-n, some of which are others
@@ -43,7 +43,8 @@ sub received
 	return map { @{ $by_random{ $_->{msg_random} } // [] } } @requests;
 }
 
-my $id = push_id($node, \accounts('a', 1201), server => 'chat', data_id => 'x');
+my $id =
+  push_id($node, \accounts('a', 1201), server => 'chat', data_id => 'x');
 settle($node);
 is_deeply(sizes($id), [ 500, 500, 201 ], '1201 accounts are three requests');
 is_deeply(
@@ -65,8 +66,7 @@ is_deeply(
 			settle($node);
 			sizes($one);
 		} 1,
-		500,
-		501,
+		500, 501,
 		1000
 	],
 	[ [1], [500], [ 500, 1 ], [ 500, 500 ] ],
@@ -77,7 +77,8 @@ settle($node);
 is_deeply(sizes($id), [ 100, 100, 50 ], 'accounts_per_request');
 
 # Accounts that fail are counted over all slices, and so is what is refused.
-$id = push_id($node,
+$id = push_id(
+	$node,
 	\accounts('d', 250, "WHEN n % 50 = 0 THEN 'nobody-' || n"),
 	server => 'small');
 my $refused = push_id(

@@ -36,8 +36,12 @@ sub echo_server
 	my @asked;
 	my $pid = open2(
 		my $out, my $in,
-		'openssl', 's_server', '-quiet', '-accept', $port, '-naccept', $n,
-		'-cert', $tim->dir . '/server.crt', '-key', $tim->dir . '/server.key');
+		'openssl', 's_server',
+		'-quiet', '-accept',
+		$port, '-naccept',
+		$n, '-cert',
+		$tim->dir . '/server.crt', '-key',
+		$tim->dir . '/server.key');
 
 	return sub {
 		foreach my $i (1 .. $n)
@@ -54,7 +58,8 @@ sub echo_server
 			push @asked, $line;
 			my $answer = "sorry, could not forward $line$line";
 			print $in "HTTP/1.1 $status oops\r\nContent-Type: text/html\r\n",
-			  'Content-Length: ', length $answer, "\r\nConnection: close\r\n\r\n", $answer;
+			  'Content-Length: ', length $answer,
+			  "\r\nConnection: close\r\n\r\n", $answer;
 			$in->flush;
 		}
 		close $in;
@@ -67,18 +72,31 @@ sub echo_server
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $talk = echo_server($port, 1, 502);
 
-$node->safe_psql('postgres',
-	    $tim->create_server_sql('echo', secret_key_file => $key_file, host => "localhost:$port")
+$node->safe_psql(
+	'postgres',
+	$tim->create_server_sql(
+		'echo',
+		secret_key_file => $key_file,
+		host => "localhost:$port")
 	  . $tim->create_server_sql('good', secret_key_file => $key_file)
 	  . $tim->create_server_sql('direct')
-	  . $tim->create_server_sql('wrong', secret_key => 'a-wrong-but-secret-key')
-	  . $tim->create_server_sql('stranger', secret_key_file => $key_file, ca_file => $stranger->ca)
-	  . $tim->create_server_sql('nobody', secret_key_file => $key_file,
+	  . $tim->create_server_sql(
+		'wrong', secret_key => 'a-wrong-but-secret-key')
+	  . $tim->create_server_sql(
+		'stranger',
+		secret_key_file => $key_file,
+		ca_file => $stranger->ca)
+	  . $tim->create_server_sql(
+		'nobody',
+		secret_key_file => $key_file,
 		host => 'localhost:' . PostgreSQL::Test::Cluster::get_free_port())
-	  . $tim->create_server_sql('proxied', secret_key_file => $key_file,
+	  . $tim->create_server_sql(
+		'proxied',
+		secret_key_file => $key_file,
 		proxy => 'http://user:password@localhost:' . $stranger->port));
 
-my $echoed = push_id($node, 'somebody', server => 'echo', on_unknown => 'hold');
+my $echoed =
+  push_id($node, 'somebody', server => 'echo', on_unknown => 'hold');
 push_id($node, $_, server => 'good', title => $_, on_unknown => 'hold')
   foreach qw(alice nobody-1 code-90001 garbage-1);
 push_id($node, $_, server => 'direct', title => $_, on_unknown => 'hold')
@@ -89,7 +107,8 @@ push_id($node, 'bob', server => $_) foreach qw(stranger nobody proxied);
 my ($asked) = $talk->();
 my ($usersig) = $asked =~ /[?&]usersig=([^& ]+)/;
 settle($node, where => "server IN ('echo', 'good', 'direct')");
-$node->poll_query_until('postgres',
+$node->poll_query_until(
+	'postgres',
 	"SELECT count(*) = 4 FROM push_server WHERE reason IS NOT NULL
 	 AND server IN ('wrong', 'stranger', 'nobody', 'proxied')");
 
@@ -97,12 +116,15 @@ $node->poll_query_until('postgres',
 $usersig =~ s/%([0-9A-F]{2})/chr hex $1/ge;
 (my $base64 = $usersig) =~ tr{*\-_}{+/=};
 my $ticket = JSON::PP->new->decode(uncompress(decode_base64($base64)));
-is($ticket->{'TLS.identifier'}, $tim->identifier, 'the address holds a UserSig');
+is($ticket->{'TLS.identifier'},
+	$tim->identifier, 'the address holds a UserSig');
 is($ticket->{'TLS.expire'}, 86400, 'that lives for a day');
 is($ticket->{'TLS.sdkappid'}, $tim->sdkappid, 'for the app');
 
 my ($request) = requests($node, $echoed);
-like($request->{error_info}, qr/sorry, could not forward POST/,
+like(
+	$request->{error_info},
+	qr/sorry, could not forward POST/,
 	'an answer that repeats the address is kept');
 like($request->{error_info}, qr/sdkappid=/, 'with the address');
 
@@ -115,10 +137,12 @@ my %secrets = (
 	'password of the proxy' => qr/user:password/,);
 my %places = (log => slurp_file($node->logfile));
 
-foreach my $table (qw(push_outbox push_request push_result push_error push_server
+foreach my $table (
+	qw(push_outbox push_request push_result push_error push_server
 	push_status pg_stat_activity))
 {
-	$places{$table} = $node->safe_psql('postgres', "SELECT to_jsonb(t) FROM $table t");
+	$places{$table} =
+	  $node->safe_psql('postgres', "SELECT to_jsonb(t) FROM $table t");
 }
 cmp_ok(length $places{log}, '>', 1000, 'there is a log');
 foreach my $place (sort keys %places)
@@ -128,12 +152,13 @@ foreach my $place (sort keys %places)
 }
 
 # Nor for roles that may use the server
-$node->safe_psql('postgres', 'CREATE ROLE app LOGIN;
+$node->safe_psql(
+	'postgres', 'CREATE ROLE app LOGIN;
 	GRANT USAGE ON FOREIGN SERVER good, direct TO app');
 foreach my $catalog (qw(pg_user_mappings pg_foreign_server push_server))
 {
 	my $text = $node->safe_psql('postgres',
-		"SET SESSION AUTHORIZATION app; SELECT "
+			"SET SESSION AUTHORIZATION app; SELECT "
 		  . ($catalog eq 'push_server' ? 'server, state, reason' : '*')
 		  . " FROM $catalog");
 

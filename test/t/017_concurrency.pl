@@ -19,8 +19,7 @@ my $script = PostgreSQL::Test::Utils::tempdir . '/enqueue.sql';
 
 # Every transaction notes its push, so that the note is there if the push is.
 # A quarter rolls back, and every eighth takes a second push back.
-$node->safe_psql('postgres',
-	$tim->create_server_sql('chat') . <<'SQL');
+$node->safe_psql('postgres', $tim->create_server_sql('chat') . <<'SQL');
 CREATE SEQUENCE numbers;
 CREATE TABLE noted (push_id bigint, account text);
 CREATE FUNCTION enqueue(prefix text) RETURNS void LANGUAGE sql AS $$
@@ -55,10 +54,15 @@ sub pgbench
 
 	return IPC::Run::start(
 		[
-			'pgbench', '-n', '-c', 4, '-j', 2, '-t', $transactions, '-f', $script,
-			'-h', $node->host, '-p', $node->port, 'postgres'
+			'pgbench', '-n', '-c', 4, '-j', 2, '-t', $transactions, '-f',
+			$script, '-h', $node->host, '-p', $node->port, 'postgres'
 		],
-		'<', \undef, '>', \$out, '2>', \$err,
+		'<',
+		\undef,
+		'>',
+		\$out,
+		'2>',
+		\$err,
 		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 }
 
@@ -78,7 +82,7 @@ foreach my $count (200, 400)
 ok($bench->finish, 'sessions after the recovery');
 settle($node);
 
-is( $node->safe_psql('postgres', "SELECT count(*) >= 1000 FROM noted"),
+is($node->safe_psql('postgres', "SELECT count(*) >= 1000 FROM noted"),
 	't', 'many pushes were committed');
 is( $node->safe_psql(
 		'postgres',
@@ -87,17 +91,20 @@ is( $node->safe_psql(
 			WHERE state = \'sent\' AND accounts = 1) - (SELECT count(*) FROM noted)'),
 	'0|0',
 	'each has exactly one outcome');
-is( $node->safe_psql('postgres', 'SELECT count(*) FROM push_outbox'), 0,
-	'nothing is left');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM push_outbox'),
+	0, 'nothing is left');
 
 my %times;
 foreach my $request ($tim->accepted)
 {
 	$times{$_}++ foreach @{ $request->{accounts} };
 }
-my @noted = split /\n/, $node->safe_psql('postgres', 'SELECT account FROM noted');
-my %marked = map { $_ => 1 } split /\n/, $node->safe_psql('postgres',
-	'SELECT account FROM noted JOIN push_status USING (push_id) WHERE maybe_duplicate > 0');
+my @noted = split /\n/,
+  $node->safe_psql('postgres', 'SELECT account FROM noted');
+my %marked = map { $_ => 1 } split /\n/,
+  $node->safe_psql('postgres',
+	'SELECT account FROM noted JOIN push_status USING (push_id) WHERE maybe_duplicate > 0'
+  );
 
 is(scalar(grep { !$times{$_} } @noted), 0, 'nothing committed is lost');
 is(scalar(grep { /^gone/ } keys %times), 0, 'nothing rolled back is sent');
