@@ -152,7 +152,12 @@ changes_server(Node *parsetree)
 		case T_AlterForeignServerStmt:
 		case T_CreateUserMappingStmt:
 		case T_AlterUserMappingStmt:
+		case T_DropUserMappingStmt:
 			return true;
+		case T_DropStmt:
+			return ((DropStmt *) parsetree)->removeType == OBJECT_FOREIGN_SERVER;
+		case T_RenameStmt:
+			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
 		default:
 			return false;
 	}
@@ -174,7 +179,10 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 	bool		server_changed = changes_server(parsetree);
 
-	if (commit_prepared && shared_attached())
+	/* nothing is to be woken where timpush is not used */
+	commit_prepared = commit_prepared && shared_attached() &&
+		IsTransactionState() && OidIsValid(get_extension_oid("timpush", true));
+	if (commit_prepared)
 		shared_prepare_wake();
 	if (prev_process_utility)
 		prev_process_utility(pstmt, queryString, readOnlyTree, context, params,
@@ -182,7 +190,7 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
-	if (commit_prepared && shared_attached())
+	if (commit_prepared)
 		shared_wake();
 	if (server_changed && shared_attached() && OidIsValid(get_extension_oid("timpush", true)))
 		request_wake();
@@ -504,6 +512,12 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"timpush_outbox_check")));
 	is_insert = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
+	if (RelationGetDescr(trigdata->tg_relation)->natts != OUTBOX_NATTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("relation \"%s\" does not have the columns of push_outbox",
+						RelationGetRelationName(trigdata->tg_relation)),
+				 errhint("The table belongs to the extension; keep columns of your own in another one.")));
 	tuple = is_insert ? trigdata->tg_trigtuple : trigdata->tg_newtuple;
 	heap_deform_tuple(tuple, RelationGetDescr(trigdata->tg_relation), values, nulls);
 

@@ -79,6 +79,30 @@ launcher_register(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+static bool
+database_exists(Oid dbid)
+{
+	bool		exists;
+
+	StartTransactionCommand();
+	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dbid));
+	CommitTransactionCommand();
+	return exists;
+}
+
+/* Slots of databases that were dropped are free again. */
+static void
+forget_dropped_databases(void)
+{
+	for (int i = 0; i < shared_slots(); i++)
+	{
+		Oid			dbid = shared_slot_database(i);
+
+		if (OidIsValid(dbid) && children[i].handle == NULL && !database_exists(dbid))
+			shared_forget_database(dbid);
+	}
+}
+
 /* Every database that takes connections may have pushes waiting. */
 static void
 want_all_databases(void)
@@ -101,17 +125,6 @@ want_all_databases(void)
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
-}
-
-static bool
-database_exists(Oid dbid)
-{
-	bool		exists;
-
-	StartTransactionCommand();
-	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dbid));
-	CommitTransactionCommand();
-	return exists;
 }
 
 static void
@@ -181,6 +194,7 @@ start_worker(int slot)
 	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "timpush worker for database %u", dbid);
 	strlcpy(worker.bgw_type, "timpush worker", sizeof(worker.bgw_type));
 
+	shared_slot_starting(slot);
 	if (!RegisterDynamicBackgroundWorker(&worker, &children[slot].handle))
 	{
 		children[slot].handle = NULL;
@@ -213,6 +227,7 @@ start_workers(TimestampTz now)
 		Child	   *child = &children[i];
 
 		if (!OidIsValid(shared_slot_database(i)) || child->handle != NULL ||
+			shared_slot_has_worker(i) ||
 			!shared_slot_wanted(i, now, &next))
 			continue;
 		if (child->not_before > now)
@@ -276,6 +291,11 @@ timpush_launcher_main(Datum arg pg_attribute_unused())
 		TimestampTz next;
 
 		pgstat_report_activity(STATE_RUNNING, "starting workers");
+		if (shared_overflow())
+		{
+			forget_dropped_databases();
+			want_all_databases();
+		}
 		next = start_workers(now);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		sleep_until(next, now);

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -29,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -391,6 +393,16 @@ describe_tables(void)
 	MemoryContextSwitchTo(old);
 }
 
+static int
+column_count(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	int			count = RelationGetDescr(rel)->natts;
+
+	table_close(rel, AccessShareLock);
+	return count;
+}
+
 bool
 outbox_open(void)
 {
@@ -413,6 +425,18 @@ outbox_open(void)
 	if (!OidIsValid(outbox_oid))
 		return false;
 	describe_tables();
+	if (journal.new_requests.desc->natts != REQUEST_NATTS ||
+		journal.new_results.desc->natts != RESULT_NATTS ||
+		journal.errors.desc->natts != ERROR_NATTS ||
+		column_count(outbox_oid) != OUTBOX_NATTS)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("timpush: tables of the extension in database \"%s\" have been altered, so nothing is sent",
+						get_database_name(MyDatabaseId)),
+				 errhint("Drop the columns that were added to push_outbox, push_request, push_result or push_error, or create the extension anew.")));
+		return false;
+	}
 	return true;
 }
 
@@ -436,7 +460,8 @@ outbox_begin(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid)
+	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid ||
+		strcmp(quote_identifier(get_namespace_name(schema_oid)), schema_name) != 0)
 	{
 		CommitTransactionCommand();
 		return false;

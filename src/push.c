@@ -71,7 +71,12 @@ check_from(const PushFields *push)
 				 errmsg("\"%s\" must not be blank: \"%s\"", push->from_name,
 						text_to_cstring(push->from)),
 				 errhint("Give the UserID or RegistrationID of the sender.")));
-	(void) utf8_length(text_span(push->from));
+	if (utf8_length(text_span(push->from)) > PUSH_MAX_ACCOUNT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must not be longer than %d bytes",
+						push->from_name, PUSH_MAX_ACCOUNT),
+				 errhint("Give the UserID or RegistrationID of the sender.")));
 }
 
 /* The second of two equal accounts, or -1. */
@@ -130,7 +135,12 @@ check_account_values(const PushFields *push, Datum *values, bool *nulls, int n)
 					 errmsg("\"%s\" must not contain a blank account, but element %d is \"%s\"",
 							push->to_name, i + 1, TextDatumGetCString(values[i])),
 					 errhint("Leave the account out of the array.")));
-		(void) utf8_length(accounts[i]);
+		if (utf8_length(accounts[i]) > PUSH_MAX_ACCOUNT)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("\"%s\" must not contain accounts longer than %d bytes, but element %d is",
+							push->to_name, PUSH_MAX_ACCOUNT, i + 1),
+					 errhint("Give UserIDs or RegistrationIDs.")));
 	}
 	duplicate = n > 1 ? find_duplicate(accounts, n) : -1;
 	if (duplicate >= 0)
@@ -211,10 +221,10 @@ check_encoding(Jsonb *extra)
 	initStringInfo(&string);
 	(void) JsonbToCString(&string, &extra->root, VARSIZE(extra));
 	(void) utf8_length((Span)
-/**INDENT** Error@212: Unbalanced parens */
+/**INDENT** Error@223: Unbalanced parens */
 					   {
 		string.data, string.len
-/**INDENT** Warning@212: Extra ) */
+/**INDENT** Warning@225: Extra ) */
 	});
 	pfree(string.data);
 }
@@ -254,6 +264,23 @@ check_extra(Jsonb *extra)
 				 errhint("An object is turned into the JSON text that the API wants.")));
 	return jsonb_field(info.val.binary.data, "PushTemplateId", &field) != NULL &&
 		field.type == jbvString && field.val.string.len > 0;
+}
+
+/* What no service would take must not get into the worker's way either. */
+static void
+check_size(const PushFields *push)
+{
+	size_t		size = text_span(push->title).len + text_span(push->descr).len +
+	text_span(push->data_id).len;
+
+	if (push->extra != NULL)
+		size += VARSIZE_ANY_EXHDR(push->extra);
+	if (size > PUSH_MAX_CONTENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("content of a push must not be larger than %d bytes, but has %zu",
+						PUSH_MAX_CONTENT, size),
+				 errhint("Shorten \"title\", \"descr\" or \"extra\"; devices show a few hundred characters.")));
 }
 
 static void
@@ -297,6 +324,7 @@ push_check(const PushFields *push)
 {
 	check_from(push);
 	check_to(push);
+	check_size(push);
 	check_texts(push, check_extra(push->extra));
 	check_dedup_key(push);
 	if (push->priority < 0 || push->priority > 9)

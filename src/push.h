@@ -21,6 +21,10 @@
 /* The API's limit on DataId, in bytes (1047/67553). */
 #define PUSH_MAX_DATA_ID	64
 
+/* Bytes of an account, and of all that is not an account, far above need. */
+#define PUSH_MAX_ACCOUNT	512
+#define PUSH_MAX_CONTENT	65536
+
 /* A key has to fit into an index. */
 #define PUSH_MAX_DEDUP_KEY	1024
 

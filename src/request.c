@@ -238,6 +238,6 @@ request_redact(char *string, const char *usersig)
 	strlcpy(prefix, usersig, sizeof(prefix));
 	if (strlen(prefix) < sizeof(prefix) - 1)
 		return;
-	while ((p = strstr(string, prefix)) != NULL)
-		(void) blank_run(p);
+	for (p = string; (p = strstr(p, prefix)) != NULL;)
+		p = Max(blank_run(p), p + 1);
 }

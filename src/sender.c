@@ -431,9 +431,12 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		*when = Min(*when, sender->blocked_until);
 		return 0;
 	}
-	/* one at a time: as a probe, or because the next token is not there yet */
-	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended || limited(sender))
-		return sender->in_flight == 0 || limited(sender) ? 1 : 0;
+	/* a probe goes alone */
+	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+		return sender->in_flight == 0 ? 1 : 0;
+	/* the next token is not there yet */
+	if (limited(sender))
+		return 1;
 	return Min(room, MAX_CLAIM);
 }
 
@@ -497,6 +500,9 @@ build_body(StringInfo body, const Request *request, char **problem)
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
 		FlushErrorState();
 		*problem = pstrdup(error->message);
 		FreeErrorData(error);
@@ -557,16 +563,33 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	return false;
 }
 
-/* Has every push of the request expired? */
+/* Has any push of the request expired? */
 static bool
-is_expired(const Request *request, TimestampTz now)
+any_expired(const Request *request, TimestampTz now)
 {
 	for (int i = 0; i < request->nmembers; i++)
 	{
-		if (request->members[i].expires_at > now)
-			return false;
+		if (request->members[i].expires_at <= now)
+			return true;
 	}
-	return true;
+	return false;
+}
+
+/*
+ * A push expired between claim and departure: back into the journal, where
+ * the next claim takes it out of the request.  The server is not to blame.
+ */
+static void
+put_back(Sender *sender, Request *request, TimestampTz now)
+{
+	MemoryContext old = MemoryContextSwitchTo(request->context);
+	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, "expired before it could leave", NULL, 0};
+
+	request->ended_at = now;
+	response_outcome(&transfer, &request->outcome);
+	plan_step(sender, request);
+	MemoryContextSwitchTo(old);
+	sender->retry_due = Min(sender->retry_due, now);
 }
 
 bool
@@ -574,9 +597,9 @@ sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (is_expired(request, now))
+	if (any_expired(request, now))
 	{
-		judge_unsent(sender, request, "expired before it could leave");
+		put_back(sender, request, now);
 		return true;
 	}
 	if (limit_wait(sender, now) > 0)
@@ -588,6 +611,12 @@ sender_send(Sender *sender, Request *request)
 		return false;
 	}
 	return post_request(sender, request, now);
+}
+
+TimestampTz
+sender_ready_due(const Sender *sender, TimestampTz now)
+{
+	return sender->ready == NIL ? DT_NOEND : now + limit_wait(sender, now);
 }
 
 Request *

@@ -81,6 +81,9 @@ extern bool sender_send(Sender *sender, Request *request);
 /* The next kept request that may leave now, or NULL; see sender_send(). */
 extern Request *sender_next_ready(Sender *sender, TimestampTz now);
 
+/* When the next kept request may leave, DT_NOEND if there is none. */
+extern TimestampTz sender_ready_due(const Sender *sender, TimestampTz now);
+
 /* Judge a finished transfer: outcome, next step, health of the server. */
 extern void sender_judge(Sender *sender, Request *request, const Transfer *transfer);
 

@@ -57,6 +57,7 @@ typedef struct SharedState
 {
 	LWLock	   *lock;			/* over dbid, latch, due and the apps */
 	Latch	   *launcher;
+	bool		overflow;		/* somebody found no free slot */
 	DatabaseSlot slots[MAX_DATABASES];
 	AppLimit	apps[MAX_APPS];
 } SharedState;
@@ -166,12 +167,9 @@ shared_prepare_wake(void)
 	if (my_slot != NULL && my_slot->dbid == MyDatabaseId)
 		return;
 	my_slot = lock_and_find_slot(MyDatabaseId, true);
+	/* all slots taken, perhaps by databases that are gone: the launcher sees */
 	if (my_slot == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("timpush is used in too many databases"),
-				 errdetail("At most %d databases of a cluster can use it.",
-						   MAX_DATABASES)));
+		shared->overflow = true;
 }
 
 /* Raise the flag; who raised it first sets one latch. */
@@ -193,8 +191,23 @@ want(DatabaseSlot *slot)
 void
 shared_wake(void)
 {
-	if (shared != NULL && my_slot != NULL)
+	Latch	   *launcher;
+
+	if (shared == NULL)
+		return;
+	if (my_slot != NULL)
 		want(my_slot);
+	else if ((launcher = *(Latch *volatile *) &shared->launcher) != NULL)
+		SetLatch(launcher);
+}
+
+bool
+shared_overflow(void)
+{
+	bool		overflow = shared->overflow;
+
+	shared->overflow = false;
+	return overflow;
 }
 
 void
@@ -203,13 +216,14 @@ shared_wait_outcome_begin(void)
 	if (shared == NULL)
 		return;
 	shared_prepare_wake();
-	ConditionVariablePrepareToSleep(&my_slot->recorded);
+	if (my_slot != NULL)
+		ConditionVariablePrepareToSleep(&my_slot->recorded);
 }
 
 void
 shared_wait_outcome(long timeout_ms)
 {
-	if (shared != NULL)
+	if (shared != NULL && my_slot != NULL)
 		(void) ConditionVariableTimedSleep(&my_slot->recorded, timeout_ms,
 										   PG_WAIT_EXTENSION);
 	else
@@ -282,6 +296,13 @@ shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due)
 	return wanted;
 }
 
+/* A worker is being started for the slot. */
+void
+shared_slot_starting(int slot)
+{
+	shared->slots[slot].left_well = false;
+}
+
 /* Did the last worker of the slot leave by itself and without an error? */
 bool
 shared_slot_left_well(int slot)
@@ -296,7 +317,7 @@ shared_want_database(Oid dbid)
 
 	if (slot == NULL)
 		return false;
-	pg_atomic_write_u32(&slot->wanted, 1);
+	want(slot);
 	return true;
 }
 

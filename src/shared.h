@@ -21,7 +21,7 @@ extern bool shared_attached(void);
 
 /*
  * Waking.  shared_prepare_wake() finds or makes the entry of the current
- * database and may raise; shared_wake() then cannot fail and does one atomic
+ * database; shared_wake() then takes no lock, cannot fail and does one atomic
  * operation and at most one SetLatch, so that it may run at commit.
  */
 extern void shared_prepare_wake(void);
@@ -39,6 +39,8 @@ extern Oid	shared_slot_database(int slot);
 extern bool shared_slot_has_worker(int slot);
 extern bool shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due);
 extern bool shared_slot_left_well(int slot);
+extern void shared_slot_starting(int slot);
+extern bool shared_overflow(void);
 extern bool shared_want_database(Oid dbid);
 extern void shared_forget_database(Oid dbid);
 

@@ -64,6 +64,7 @@ PGDLLEXPORT void timpush_worker_main(Datum arg);
 
 static MemoryContext worker_context;
 static MemoryContext cycle_context;
+static MemoryContext claim_context; /* requests of an uncommitted claim */
 static List *senders = NIL;		/* of Sender */
 static List *gone = NIL;		/* dropped servers with requests in flight */
 static bool servers_known = false;
@@ -153,10 +154,10 @@ refresh_senders(void)
 	List	   *oids;
 	ListCell   *cell;
 
-	if (servers_known && known_generation == server_generation())
+	uint64		generation = server_generation();
+
+	if (servers_known && known_generation == generation)
 		return;
-	servers_known = states_stale = true;
-	known_generation = server_generation();
 	oids = server_list_all();
 	MemoryContextSwitchTo(worker_context);
 	drop_senders(oids);
@@ -170,6 +171,8 @@ refresh_senders(void)
 			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell)));
 	}
 	MemoryContextSwitchTo(cycle_context);
+	servers_known = states_stale = true;
+	known_generation = generation;
 }
 
 /* ------------------------------------------------------------------------
@@ -260,7 +263,7 @@ claim_retries(Sender *sender, int room, TimestampTz now)
 	if (sender->retry_due > now)
 		return;
 	requests = outbox_claim_retries(sender->options, sender->state.random_key,
-									room, worker_context);
+									room, claim_context);
 	sender->retry_due = list_length(requests) == room ? 0 :
 		Max(outbox_retry_due(sender->options), now + LOCKED_PAUSE_US);
 	claimed = list_concat(claimed, requests);
@@ -274,7 +277,7 @@ claim_fresh(Sender *sender, int room, TimestampTz now)
 	if (room <= 0 || sender->push_due > now)
 		return;
 	requests = outbox_claim(sender->options, sender->state.random_key, room,
-							worker_context);
+							claim_context);
 	/* rows that are due but locked by somebody are looked at again soon */
 	sender->push_due = list_length(requests) == room ? 0 :
 		Max(outbox_push_due(sender->options), now + LOCKED_PAUSE_US);
@@ -420,6 +423,7 @@ after_commit(void)
 	{
 		Request    *request = lfirst(cell);
 
+		MemoryContextSetParent(request->context, worker_context);
 		if (request->first_sent_at == 0 && request->id > last_claimed)
 		{
 			dlist_push_tail(&first_attempts, &request->node);
@@ -466,6 +470,8 @@ run_cycle(bool may_claim)
 
 	pgstat_report_activity(STATE_RUNNING, may_claim ? "recording and claiming" : "recording");
 	claimed = NIL;
+	claim_context = AllocSetContextCreate(worker_context, "timpush claim",
+										  ALLOCSET_SMALL_SIZES);
 	PG_TRY();
 	{
 		there = cycle_work(may_claim);
@@ -479,6 +485,7 @@ run_cycle(bool may_claim)
 	if (there && !failed)
 		after_commit();
 	MemoryContextSwitchTo(worker_context);
+	MemoryContextDelete(claim_context);
 	MemoryContextReset(cycle_context);
 	return there;
 }
@@ -505,6 +512,20 @@ send_ready(void)
 				add_unrecorded(request);
 		}
 	}
+}
+
+/* Is anything claimed that waits for the limit? */
+static bool
+any_ready(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		if (((Sender *) lfirst(cell))->ready != NIL)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -541,8 +562,7 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 
 		if (sender->problem_changed || sender_room(sender, now, when) > 0)
 			wanted = true;
-		if (sender->ready != NIL)
-			*when = Min(*when, now + 1000);
+		*when = Min(*when, sender_ready_due(sender, now));
 	}
 	return wanted;
 }
@@ -613,6 +633,20 @@ leave_in_order(void)
 }
 
 static void
+override(const char *name, const char *value)
+{
+	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* A claim that is lost in a crash would be sent twice without a mark. */
+static void
+insist_on_durability(void)
+{
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		override("synchronous_commit", "local");
+}
+
+static void
 handle_signals(void)
 {
 	if (ProcDiePending)
@@ -624,6 +658,7 @@ handle_signals(void)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		insist_on_durability();
 		note_wake();
 	}
 	if (shared_worker_woken())
@@ -668,7 +703,8 @@ work(void)
 			idle_since = 0;
 			when = now;
 		}
-		else if (http_in_flight() == 0 && unrecorded == NIL && error_until <= now)
+		else if (http_in_flight() == 0 && unrecorded == NIL && !any_ready() &&
+				 error_until <= now)
 		{
 			if (!may_claim)
 				return;
@@ -683,12 +719,6 @@ work(void)
  * ------------------------------------------------------------------------
  */
 
-static void
-override(const char *name, const char *value)
-{
-	SetConfigOption(name, value, PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 /*
  * What a role or database sets for its sessions is not for us: a claim must
  * be durable, may write, and always goes by the index.
@@ -701,6 +731,9 @@ override_settings(void)
 	override("default_transaction_isolation", "read committed");
 	override("default_transaction_deferrable", "off");
 	override("statement_timeout", "0");
+#if PG_VERSION_NUM >= 170000
+	override("transaction_timeout", "0");
+#endif
 	override("idle_in_transaction_session_timeout", "0");
 	override("lock_timeout", "1000");
 	override("row_security", "on");
@@ -713,6 +746,7 @@ override_settings(void)
 	override("max_parallel_workers_per_gather", "0");
 	override("plan_cache_mode", "force_generic_plan");
 	override("application_name", "timpush worker");
+	insist_on_durability();
 }
 
 /* False if timpush does not live in this database. */
@@ -722,22 +756,26 @@ open_database(void)
 	bool		found;
 
 	StartTransactionCommand();
+	/* makes conversions to and from UTF-8 work outside of transactions */
+	override("client_encoding", "UTF8");
 	found = outbox_open();
 	CommitTransactionCommand();
 	return found;
 }
 
-static void
+/* False if timpush is gone. */
+static bool
 start_up(void)
 {
 	MemoryContextSwitchTo(cycle_context);
 	if (!outbox_begin())
-		return;
+		return false;
 	refresh_senders();
 	load_server_states();
 	adopt_orphans();
 	outbox_commit();
 	MemoryContextSwitchTo(worker_context);
+	return true;
 }
 
 /*
@@ -764,12 +802,15 @@ timpush_worker_main(Datum arg)
 	MemoryContextSwitchTo(worker_context);
 	override_settings();
 	(void) shared_worker_woken();
-	if (open_database())
+	if (!open_database())
 	{
-		http_init();
-		start_up();
-		work();
+		shared_worker_leaves(DT_NOEND);
+		proc_exit(0);
 	}
-	shared_worker_leaves(DT_NOEND);
+	http_init();
+	if (start_up())
+		work();
+	/* sending was switched off or the extension made anew: look again */
+	shared_worker_leaves(0);
 	proc_exit(0);
 }

@@ -347,7 +347,8 @@ is( $node->safe_psql(
 is_deeply(
 	[
 		map {
-			scalar grep { $_->{delivered} } requests_with($tim, "m$_")
+			scalar grep { $_->{delivered} }
+			  requests_with($tim, "m$_")
 		} 1 .. 5,
 		7 .. 9
 	],

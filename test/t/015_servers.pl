@@ -109,7 +109,8 @@ settle($node, where => "server = 'good'");
 pass('a server without trouble sends');
 
 # A server that is half made and that no push waits for is no trouble.
-$node->safe_psql('postgres',
+$node->safe_psql(
+	'postgres',
 	"CREATE SERVER unused FOREIGN DATA WRAPPER timpush
 	   OPTIONS (sdkappid '1', host 'localhost')");
 push_id($node, 'to-good', server => 'good', title => 'another');
