@@ -444,7 +444,7 @@ static void
 set_connection_limit(HttpPool *pool)
 {
 	long		n = pool->http1 ? pool->options.max_in_flight :
-	pool->options.max_in_flight / STREAMS_PER_CONNECTION + 2;
+	Max(2, (pool->options.max_in_flight + STREAMS_PER_CONNECTION - 1) / STREAMS_PER_CONNECTION);
 
 	curl_multi_setopt(pool->multi, CURLMOPT_MAX_HOST_CONNECTIONS, n);
 	curl_multi_setopt(pool->multi, CURLMOPT_MAXCONNECTS, n);

@@ -262,8 +262,6 @@ sub kill_worker
 {
 	my ($node) = @_;
 	my $pid = worker_pid($node);
-	my $started =
-	  $node->safe_psql('template1', 'SELECT pg_postmaster_start_time()');
 
 	die "there is no worker\n" unless $pid =~ /^\d+$/;
 	my $seen = -s $node->logfile;

@@ -12,7 +12,7 @@ use FakeTIM;
 use TimpushTest;
 
 my $tim = FakeTIM->new->start;
-my $node = start_node('main');
+my $node = start_node('main', 'timpush.idle_exit' => '1s');
 
 # As characters in, as characters out.
 sub in_utf8
@@ -24,8 +24,9 @@ sub in_utf8
 
 $node->safe_psql('postgres', $tim->create_server_sql('chat'));
 
-# Cold: the worker that looked at the database at the start found nothing.
+# Cold: the worker that looked at the new server found nothing and has left.
 wait_for_worker($node, 0);
+set_config($node, 'timpush.idle_exit' => '1min');
 my $first = push_id($node, 'alice', title => 'first');
 settle($node);
 is(status($node, $first)->{state}, 'sent', 'a push starts the worker');
