@@ -31,10 +31,7 @@
  */
 #include "postgres.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <sys/socket.h>
 
 #include <curl/curl.h>
 
@@ -716,25 +713,6 @@ collect_finished(HttpPool *pool)
 	}
 }
 
-/*
- * While libcurl writes a batch of small requests, the kernel collects them
- * into full segments; they leave when the batch is written.  Just an
- * economy: where there is no such option nothing is lost.
- */
-static void
-cork_sockets(bool on)
-{
-#ifdef TCP_CORK
-	int			value = on;
-
-	for (int fd = 0; fd < nsockets; fd++)
-	{
-		if (sockets[fd].pool != NULL && sockets[fd].pool->in_flight > 1)
-			(void) setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
-	}
-#endif
-}
-
 static void
 serve_sockets(const WaitEvent *events, int n)
 {
@@ -803,10 +781,8 @@ http_wait(long timeout, uint32 wait_event)
 	n = WaitEventSetWait(wait_set, finished_first != NULL ? 0 : next_timeout(timeout),
 						 events, MAX_EVENTS, wait_event);
 	enter_curl();
-	cork_sockets(true);
 	serve_sockets(events, n);
 	serve_timers();
-	cork_sockets(false);
 	leave_curl();
 	if (out_of_memory)
 		ereport(FATAL,

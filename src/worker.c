@@ -406,6 +406,8 @@ after_commit(void)
 	bool		recorded = unrecorded != NIL;
 	ListCell   *cell;
 
+	/* the commit has left us in a context that nobody resets */
+	MemoryContextSwitchTo(cycle_context);
 	foreach(cell, unrecorded)
 		forget_request(lfirst(cell));
 	list_free(unrecorded);
@@ -691,6 +693,8 @@ work(void)
 		TimestampTz when = DT_NOEND;
 		bool		may_claim;
 
+		MemoryContextReset(cycle_context);
+		MemoryContextSwitchTo(cycle_context);
 		handle_signals();
 		take_answers();
 		send_ready();
