@@ -251,7 +251,9 @@ read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 	char		text[128];
 	long		number;
 
-	if (type != CURLINFO_TEXT || call == NULL)
+	/* of a dozen lines for each request, few begin like those */
+	if (type != CURLINFO_TEXT || call == NULL || size == 0 ||
+		(data[0] != 'U' && data[0] != 'r' && data[0] != '['))
 		return 0;
 	size = Min(size, sizeof(text) - 1);
 	memcpy(text, data, size);
