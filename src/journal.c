@@ -104,28 +104,8 @@ journal_begin(Journal *journal)
 	rowset_begin(&journal->copied_results);
 	rowset_begin(&journal->moved_results);
 	rowset_begin(&journal->errors);
-	journal->nsent = 0;
-	journal->sent_size = 16;
-	journal->sent_pushes = palloc(sizeof(Datum) * journal->sent_size);
-	journal->sent_requests = palloc(sizeof(Datum) * journal->sent_size);
-}
-
-static void
-add_sent(Journal *journal, const Request *request)
-{
-	if (journal->nsent + request->nmembers > journal->sent_size)
-	{
-		journal->sent_size = (journal->nsent + request->nmembers) * 2;
-		journal->sent_pushes = repalloc(journal->sent_pushes,
-										sizeof(Datum) * journal->sent_size);
-		journal->sent_requests = repalloc(journal->sent_requests,
-										  sizeof(Datum) * journal->sent_size);
-	}
-	for (int i = 0; i < request->nmembers; i++)
-	{
-		journal->sent_pushes[journal->nsent] = Int64GetDatum(request->members[i].push_id);
-		journal->sent_requests[journal->nsent++] = Int64GetDatum(request->id);
-	}
+	journal->sent = NIL;
+	journal->sent_members = 0;
 }
 
 static const char *
@@ -711,6 +691,17 @@ all_expired(const Request *request, TimestampTz when)
 	return true;
 }
 
+/*
+ * What happens nearly always: accepted whole.  Such requests are written by
+ * a statement of their own, which changes no more than it must.
+ */
+static void
+finish_sent(Journal *journal, Request *request)
+{
+	journal->sent = lappend(journal->sent, request);
+	journal->sent_members += request->nmembers;
+}
+
 /* No attempt is planned that would come after the last expiry. */
 static void
 plan_retry(Journal *journal, Request *request)
@@ -742,10 +733,7 @@ journal_outcome(Journal *journal, Request *request)
 			if (request->outcome.nerrors > 0)
 				finish_partial(journal, request);
 			else
-			{
-				change_request(journal, request, STATE_DONE, 0);
-				add_sent(journal, request);
-			}
+				finish_sent(journal, request);
 			break;
 		case STEP_ACCEPT:
 			finish_request(journal, request, STATE_DONE, STATE_SENT);

@@ -35,10 +35,8 @@ typedef struct Journal
 	RowSet		copied_results; /* parents' push_result rows to copy ... */
 	RowSet		moved_results;	/* ... or to move to a child request */
 	RowSet		errors;			/* push_error rows to insert */
-	Datum	   *sent_pushes;	/* results that are simply sent: the push ... */
-	Datum	   *sent_requests;	/* ... and the request of each */
-	int			nsent;
-	int			sent_size;
+	List	   *sent;			/* Requests that were simply sent */
+	int			sent_members;	/* and how many pushes they carry */
 } Journal;
 
 /* Start collecting, in the current context. */

@@ -48,10 +48,18 @@
  */
 #define MAX_ROWS_PER_CLAIM	2000
 
+/*
+ * On a server without a limit calls are not scarce.  When so many looks for
+ * riders behind the first rows have found none, only each eighth claim looks.
+ */
+#define MISSES_TO_RELAX		8
+#define RELAXED_INTERVAL	8
+
 /* Statements; "@" stands for the schema. */
 typedef enum Statement
 {
-	FIND_HEADS,
+	LOAD_HEADS,
+	FIND_MORE,
 	LOAD_ALIKE,
 	LOAD_EXPIRED,
 	DELETE_PUSHES,
@@ -63,6 +71,7 @@ typedef enum Statement
 	NOTE_IN_FLIGHT,
 	LOAD_MEMBERS,
 	RESEND_REQUESTS,
+	SENT_REQUESTS,
 	CHANGE_REQUESTS,
 	SENT_RESULTS,
 	CHANGE_RESULTS,
@@ -78,7 +87,7 @@ typedef enum Statement
 	NSTATEMENTS
 } Statement;
 
-#define MAX_PARAMS 6
+#define MAX_PARAMS 7
 
 /* Parameter types that are known only when the tables are. */
 #define REQUEST_ARRAY	((Oid) 1)
@@ -95,15 +104,22 @@ static const struct
 	Oid			params[MAX_PARAMS];
 }			statements[NSTATEMENTS] = {
 
-	[FIND_HEADS] = {
-		"SELECT h.content_key "
+	[LOAD_HEADS] = {
+		"SELECT h.* "
 		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("
-		" SELECT o.content_key FROM @.push_outbox o"
+		" SELECT o.*, o.ctid FROM @.push_outbox o"
 		" WHERE o.server = $1 AND o.priority = p AND o.send_at <= $2"
 		" AND (o.expires_at IS NULL OR o.expires_at > $2)"
-		" ORDER BY o.send_at, o.id LIMIT $3) h "
+		" ORDER BY o.send_at, o.id LIMIT $3 FOR UPDATE SKIP LOCKED) h "
 		"LIMIT $3",
 		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_MORE] = {
+		"SELECT u.key FROM unnest($1, $2) u(key, n) WHERE u.n < ("
+		" SELECT count(*) FROM (SELECT FROM @.push_outbox w"
+		" WHERE w.content_key = u.key AND w.server = $3 AND w.send_at <= $4"
+		" LIMIT u.n + 1) more)",
+		{INT8ARRAYOID, INT4ARRAYOID, NAMEOID, TIMESTAMPTZOID}
 	},
 	[LOAD_ALIKE] = {
 		"SELECT o.* "
@@ -167,6 +183,18 @@ static const struct
 		" resends = u.resends, maybe_duplicate = u.maybe_duplicate "
 		"FROM unnest($1) u WHERE q.id = u.id",
 		{REQUEST_ARRAY}
+	},
+	[SENT_REQUESTS] = {
+		"UPDATE @.push_request q SET state = 'done', attempts = u.attempts,"
+		" in_doubt = false, http_status = u.http_status,"
+		" task_id = nullif(u.task_id, ''), error_code = 0, error_info = '',"
+		" class = 'sent', first_sent_at = u.first_sent_at, next_attempt_at = NULL,"
+		" finished_at = u.ended_at, latency = u.ended_at - u.sent_at "
+		"FROM unnest($1, $2, $3, $4, $5, $6, $7)"
+		" u(id, attempts, http_status, task_id, first_sent_at, sent_at, ended_at) "
+		"WHERE q.id = u.id",
+		{INT8ARRAYOID, INT4ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+		TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 	[CHANGE_REQUESTS] = {
 		"UPDATE @.push_request q SET state = u.state, msg_random = u.msg_random,"
@@ -335,11 +363,16 @@ run_rows(Statement statement, const RowSet *rows)
 	run(statement, &value, NULL);
 }
 
+/* An array of a type that has no nulls here. */
 static Datum
-int8_array(Datum *values, int n)
+array_of(Datum *values, int n, Oid type)
 {
-	return PointerGetDatum(construct_array(values, n, INT8OID, sizeof(int64),
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_array(values, n, type, len, byval, align));
 }
 
 static Datum
@@ -686,15 +719,13 @@ remove_taken(const Loaded *loaded)
 	if (ngone > 0)
 	{
 		/* the rows are locked, so they are where we found them */
-		values[0] = PointerGetDatum(construct_array(gone, ngone, TIDOID, sizeof(ItemPointerData),
-													false, TYPALIGN_SHORT));
+		values[0] = array_of(gone, ngone, TIDOID);
 		run(DELETE_PUSHES, values, NULL);
 	}
 	if (npartly > 0)
 	{
-		values[0] = int8_array(partly, npartly);
-		values[1] = PointerGetDatum(construct_array(counts, npartly, INT4OID, sizeof(int32),
-													true, TYPALIGN_INT));
+		values[0] = array_of(partly, npartly, INT8OID);
+		values[1] = array_of(counts, npartly, INT4OID);
 		run(UPDATE_HANDED_OUT, values, NULL);
 	}
 }
@@ -722,27 +753,49 @@ journal_rows(Loaded *loaded, const char *state, const ServerOptions *server,
 	return requests;
 }
 
-/* The contents of the first pushes in line, each once. */
-static Datum *
-find_heads(const ServerOptions *server, TimestampTz now, int max, int *nkeys)
+/* The contents of the loaded rows, each once, and how many rows have it. */
+static int
+distinct_contents(const Loaded *loaded, Datum *keys, Datum *counts)
 {
-	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
-	Datum	   *keys;
+	int			nkeys = 0;
 
-	run(FIND_HEADS, values, NULL);
-	keys = palloc(sizeof(Datum) * Max(SPI_processed, 1));
-	*nkeys = 0;
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (int i = 0; i < loaded->n; i++)
 	{
-		bool		isnull;
-		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		key = Int64GetDatum(loaded->rows[i].content_key);
 		int			j = 0;
 
-		while (j < *nkeys && keys[j] != key)
+		while (j < nkeys && keys[j] != key)
 			j++;
-		if (j == *nkeys)
-			keys[(*nkeys)++] = key;
+		if (j == nkeys)
+		{
+			keys[nkeys] = key;
+			counts[nkeys++] = Int32GetDatum(0);
+		}
+		counts[j] = Int32GetDatum(DatumGetInt32(counts[j]) + 1);
 	}
+	return nkeys;
+}
+
+/*
+ * Which of the heads' contents have more rows than are loaded?  With
+ * distinct contents none, and one look into the index for each says so.
+ */
+static Datum *
+find_more(const Loaded *heads, const ServerOptions *server, TimestampTz now, int *nkeys)
+{
+	Datum	   *keys = palloc(sizeof(Datum) * heads->n);
+	Datum	   *counts = palloc(sizeof(Datum) * heads->n);
+	int			n = distinct_contents(heads, keys, counts);
+	Datum		values[4];
+
+	values[0] = array_of(keys, n, INT8OID);
+	values[1] = array_of(counts, n, INT4OID);
+	values[2] = server_name(server);
+	values[3] = TimestampTzGetDatum(now);
+	run(FIND_MORE, values, NULL);
+	*nkeys = (int) SPI_processed;
+	for (int i = 0; i < *nkeys; i++)
+		keys[i] = column_value(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 	return keys;
 }
 
@@ -758,27 +811,86 @@ request_size(const ServerOptions *server)
 	return size;
 }
 
-List *
-outbox_claim(const ServerOptions *server, uint64 random_key, int max,
-			 MemoryContext parent)
+/* Add the rows that are not among the heads already. */
+static void
+merge_loaded(Loaded *heads, const Loaded *more)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int			nheads = heads->n;
+	int			size = nheads + more->n;
+
+	heads->rows = repalloc(heads->rows, sizeof(ComposeRow) * size);
+	heads->pushes = repalloc(heads->pushes, sizeof(WaitingPush) * size);
+	heads->tids = repalloc(heads->tids, sizeof(ItemPointerData) * size);
+	for (int i = 0; i < more->n; i++)
+	{
+		int			j = 0;
+
+		while (j < nheads && heads->rows[j].id != more->rows[i].id)
+			j++;
+		if (j < nheads)
+			continue;
+		heads->rows[heads->n] = more->rows[i];
+		heads->pushes[heads->n] = more->pushes[i];
+		heads->tids[heads->n++] = more->tids[i];
+	}
+}
+
+/*
+ * May there be rows of the same content behind the loaded ones?  Not if all
+ * that is due is loaded.
+ */
+static bool
+should_look_further(const Loaded *heads, const ServerOptions *server, int max,
+					RiderHistory *history)
+{
+	if (heads->n < max)
+		return false;
+	if (server->requests_per_second > 0 || server->accounts_per_second > 0 ||
+		history->misses < MISSES_TO_RELAX)
+		return true;
+	return ++history->skipped % RELAXED_INTERVAL == 0;
+}
+
+/* Load the rows that can share a call with the heads. */
+static void
+load_riders(Loaded *heads, const ServerOptions *server, TimestampTz now, int max,
+			RiderHistory *history)
+{
 	int			size = request_size(server);
 	int			nkeys;
-	Datum	   *keys = find_heads(server, now, max, &nkeys);
+	Datum	   *keys = find_more(heads, server, now, &nkeys);
 	Datum		values[4];
-	Loaded		loaded;
+	Loaded		alike;
 
+	history->misses = nkeys == 0 ? history->misses + 1 : 0;
 	if (nkeys == 0)
-		return NIL;
-	values[0] = int8_array(keys, nkeys);
+		return;
+	values[0] = array_of(keys, nkeys, INT8OID);
 	values[1] = server_name(server);
 	values[2] = TimestampTzGetDatum(now);
 	values[3] = Int64GetDatum(nkeys == max ? size :
 							  Min((int64) size * max, Max(size, MAX_ROWS_PER_CLAIM / nkeys)));
 	run(LOAD_ALIKE, values, NULL);
+	load_rows(&alike);
+	merge_loaded(heads, &alike);
+}
+
+List *
+outbox_claim(const ServerOptions *server, uint64 random_key, int max,
+			 RiderHistory *history, MemoryContext parent)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
+	Loaded		loaded;
+
+	run(LOAD_HEADS, values, NULL);
 	load_rows(&loaded);
-	return journal_rows(&loaded, STATE_SENDING, server, random_key, max, size, parent);
+	if (loaded.n == 0)
+		return NIL;
+	if (should_look_further(&loaded, server, max, history))
+		load_riders(&loaded, server, now, max, history);
+	return journal_rows(&loaded, STATE_SENDING, server, random_key, max,
+						request_size(server), parent);
 }
 
 int
@@ -878,7 +990,7 @@ load_requests(Oid serverid, MemoryContext parent)
 	list_sort(requests, compare_request_ids);
 	for (int i = 0; i < n; i++)
 		ids[i] = Int64GetDatum(((Request *) list_nth(requests, i))->id);
-	value = int8_array(ids, n);
+	value = array_of(ids, n, INT8OID);
 	run(LOAD_MEMBERS, &value, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -904,20 +1016,69 @@ any_expired(const Request *request, TimestampTz now)
 	return false;
 }
 
+static void
+write_sent_requests(void)
+{
+	static const Oid types[] = {INT8OID, INT4OID, INT4OID, TEXTOID, TIMESTAMPTZOID,
+	TIMESTAMPTZOID, TIMESTAMPTZOID};
+	int			n = list_length(journal.sent);
+	Datum	   *columns[lengthof(types)];
+	Datum		values[lengthof(types)];
+
+	for (size_t i = 0; i < lengthof(types); i++)
+		columns[i] = palloc(sizeof(Datum) * n);
+	for (int i = 0; i < n; i++)
+	{
+		const Request *request = list_nth(journal.sent, i);
+		const char *task_id = request->outcome.task_id;
+
+		columns[0][i] = Int64GetDatum(request->id);
+		columns[1][i] = Int32GetDatum(request->attempts);
+		columns[2][i] = Int32GetDatum(request->outcome.http_status);
+		columns[3][i] = CStringGetTextDatum(task_id != NULL ? task_id : "");
+		columns[4][i] = TimestampTzGetDatum(request->first_sent_at);
+		columns[5][i] = TimestampTzGetDatum(request->sent_at);
+		columns[6][i] = TimestampTzGetDatum(request->ended_at);
+	}
+	for (size_t i = 0; i < lengthof(types); i++)
+		values[i] = array_of(columns[i], n, types[i]);
+	run(SENT_REQUESTS, values, NULL);
+}
+
+static void
+write_sent_results(TimestampTz now)
+{
+	Datum	   *pushes = palloc(sizeof(Datum) * journal.sent_members);
+	Datum	   *requests = palloc(sizeof(Datum) * journal.sent_members);
+	int			n = 0;
+	ListCell   *cell;
+	Datum		values[3];
+
+	foreach(cell, journal.sent)
+	{
+		const Request *request = lfirst(cell);
+
+		for (int i = 0; i < request->nmembers; i++)
+		{
+			pushes[n] = Int64GetDatum(request->members[i].push_id);
+			requests[n++] = Int64GetDatum(request->id);
+		}
+	}
+	values[0] = array_of(pushes, n, INT8OID);
+	values[1] = array_of(requests, n, INT8OID);
+	values[2] = TimestampTzGetDatum(now);
+	run(SENT_RESULTS, values, NULL);
+}
+
 /* Write what is collected about outcomes; the order matters for children. */
 static void
 write_outcomes(TimestampTz now)
 {
 	run_rows(CHANGE_REQUESTS, &journal.changed_requests);
-	if (journal.nsent > 0)
+	if (journal.sent != NIL)
 	{
-		Datum		values[3] = {
-			int8_array(journal.sent_pushes, journal.nsent),
-			int8_array(journal.sent_requests, journal.nsent),
-			TimestampTzGetDatum(now)
-		};
-
-		run(SENT_RESULTS, values, NULL);
+		write_sent_requests();
+		write_sent_results(now);
 	}
 	run_rows(CHANGE_RESULTS, &journal.changed_results);
 	run_rows(INSERT_REQUESTS, &journal.new_requests);

@@ -53,12 +53,22 @@ extern void outbox_note_server(const ServerOptions *server, const char *state,
 							   TimestampTz next_probe_at);
 
 /*
+ * How often a claim has found no row to ride along behind the first ones; the
+ * caller keeps it for each server.
+ */
+typedef struct RiderHistory
+{
+	int			misses;			/* looks in a row that found none */
+	int			skipped;		/* claims since the last look */
+} RiderHistory;
+
+/*
  * Take what may leave now, in a transaction: rows of push_outbox become
  * requests in the journal.  Returns at most "max" of them, each in a context
  * of its own under "parent".
  */
 extern List *outbox_claim(const ServerOptions *server, uint64 random_key,
-						  int max, MemoryContext parent);
+						  int max, RiderHistory *history, MemoryContext parent);
 
 /* Requests whose time to go again has come, likewise. */
 extern List *outbox_claim_retries(const ServerOptions *server, uint64 random_key,

@@ -64,6 +64,21 @@ sender_create(MemoryContext parent, Oid serverid)
 	return sender;
 }
 
+/* The same trouble?  Its words may count milliseconds or name ports. */
+static bool
+same_words(const char *a, const char *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	for (;; a++, b++)
+	{
+		a += strspn(a, "0123456789");
+		b += strspn(b, "0123456789");
+		if (*a != *b || *a == '\0')
+			return *a == *b;
+	}
+}
+
 static bool
 same_text(const char *a, const char *b)
 {
@@ -185,7 +200,7 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
 {
 	bool		known = sender->problem != NULL;
 
-	if (same_text(problem, sender->problem) && suspended == sender->suspended)
+	if (same_words(problem, sender->problem) && suspended == sender->suspended)
 		return;
 	/* the words of one trouble may vary, its kind does not */
 	if (known && problem != NULL && suspended == sender->suspended &&

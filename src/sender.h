@@ -35,6 +35,7 @@ typedef struct Sender
 	TimestampTz push_due;		/* look into the outbox then; 0: now */
 	TimestampTz retry_due;		/* look for requests to go again then */
 	TimestampTz last_claim;
+	RiderHistory riders;
 	int			turn;			/* counts claims, to share them with retries */
 
 	TimestampTz blocked_until;	/* nothing leaves before */

@@ -277,7 +277,7 @@ claim_fresh(Sender *sender, int room, TimestampTz now)
 	if (room <= 0 || sender->push_due > now)
 		return;
 	requests = outbox_claim(sender->options, sender->state.random_key, room,
-							claim_context);
+							&sender->riders, claim_context);
 	/* rows that are due but locked by somebody are looked at again soon */
 	sender->push_due = list_length(requests) == room ? 0 :
 		Max(outbox_push_due(sender->options), now + LOCKED_PAUSE_US);
