@@ -24,7 +24,7 @@ const { values: options } = parseArgs({
     sdkappid: { type: 'string', default: '88888888' },
     identifier: { type: 'string', default: 'administrator' },
     'in-flight': { type: 'string', default: '32' },
-    batch: { type: 'string', default: '100' },
+    batch: { type: 'string', default: '32' },
     loops: { type: 'string', default: '1' },
     warm: { type: 'string', default: '0' }, // pushes before the clock starts
   },
