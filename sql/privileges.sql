@@ -59,8 +59,9 @@ SELECT refused($$CREATE SERVER mine FOREIGN DATA WRAPPER timpush OPTIONS (sdkapp
 SELECT refused($$ALTER SERVER chat OPTIONS (ADD region 'china')$$);
 SELECT refused($$CREATE USER MAPPING FOR regress_timpush_none SERVER chat OPTIONS (identifier 'a', secret_key 'hidden')$$);
 SELECT refused('SELECT * FROM push_request');
-SELECT refused('SELECT server_oid FROM push_server');
-SELECT refused('SELECT random_key FROM push_server');
+SELECT refused('SELECT * FROM push_server');
+SELECT refused('SELECT * FROM push_server_key');
+SELECT refused('SELECT * FROM push_worker');
 SELECT refused($$INSERT INTO push_outbox (from_account, to_accounts, title) VALUES ('boss', '{u1}', 'Hello')$$);
 SELECT refused('UPDATE push_outbox SET priority = 9');
 SELECT refused('DELETE FROM push_outbox');
@@ -138,8 +139,8 @@ RESET ROLE;
 SELECT outbox, result, error, status FROM seen();
 
 -- the state of servers: for those who may use them and for pg_monitor
-INSERT INTO push_server (server, state, reason, server_oid, random_key)
-  SELECT srvname, 'active', 'some reason', oid, 1 FROM pg_foreign_server WHERE srvname IN ('chat', 'chat2')
+INSERT INTO push_server (server, state, reason)
+  SELECT srvname, 'active', 'some reason' FROM pg_foreign_server WHERE srvname IN ('chat', 'chat2')
   ON CONFLICT (server) DO NOTHING;
 SET ROLE regress_timpush_app;
 SELECT server FROM push_server;

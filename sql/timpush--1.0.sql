@@ -232,10 +232,7 @@ CREATE TABLE push_server (
   reason        text,
   error_code    integer,
   since         timestamptz NOT NULL DEFAULT pg_catalog.now(),
-  next_probe_at timestamptz,
-  server_oid    oid NOT NULL,
-  options_version bigint NOT NULL DEFAULT 0,
-  random_key    bigint NOT NULL
+  next_probe_at timestamptz
 );
 
 COMMENT ON TABLE push_server IS 'state of each server that has been used';
@@ -245,9 +242,20 @@ COMMENT ON COLUMN push_server.reason IS 'why it is not sending, or what it last 
 COMMENT ON COLUMN push_server.error_code IS 'ErrorCode behind the reason';
 COMMENT ON COLUMN push_server.since IS 'when the state or reason last changed';
 COMMENT ON COLUMN push_server.next_probe_at IS 'when a suspended server is tried again';
-COMMENT ON COLUMN push_server.server_oid IS 'the server object that the row is about';
-COMMENT ON COLUMN push_server.options_version IS 'the options under which it was suspended';
-COMMENT ON COLUMN push_server.random_key IS 'key of the server''s MsgRandom sequence';
+
+-- what the worker remembers of a server and nobody else needs
+CREATE TABLE push_server_key (
+  server          name PRIMARY KEY,
+  server_oid      oid NOT NULL,
+  random_key      bigint NOT NULL,
+  options_version bigint NOT NULL DEFAULT 0
+);
+
+COMMENT ON TABLE push_server_key IS 'what the worker remembers of each server';
+COMMENT ON COLUMN push_server_key.server IS 'foreign server';
+COMMENT ON COLUMN push_server_key.server_oid IS 'the server object that drew the key';
+COMMENT ON COLUMN push_server_key.random_key IS 'key of the server''s MsgRandom sequence';
+COMMENT ON COLUMN push_server_key.options_version IS 'the options under which the state was last noted';
 
 --
 -- push_worker: what the worker must find again when it starts
@@ -267,7 +275,7 @@ COMMENT ON COLUMN push_worker.first_in_flight IS 'no request with a smaller id i
 -- Rights: each role sees its own pushes, nobody writes
 --
 
-REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server, push_worker FROM PUBLIC;
+REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server, push_server_key, push_worker FROM PUBLIC;
 REVOKE ALL ON SEQUENCE push_outbox_id_seq, push_request_id_seq, push_msg_random_seq FROM PUBLIC;
 GRANT SELECT ON push_outbox, push_result, push_error, push_server TO PUBLIC;
 

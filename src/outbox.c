@@ -249,19 +249,25 @@ static const struct
 		{ERROR_ARRAY}
 	},
 	[LOAD_SERVER] = {
-		"SELECT state, random_key, server_oid, next_probe_at, reason, error_code,"
-		" options_version FROM @.push_server WHERE server = $1",
+		"SELECT s.state, k.random_key, k.server_oid, s.next_probe_at, s.reason,"
+		" s.error_code, k.options_version "
+		"FROM @.push_server s JOIN @.push_server_key k ON k.server = s.server "
+		"WHERE s.server = $1",
 		{NAMEOID}
 	},
 	[INSERT_SERVER] = {
-		"INSERT INTO @.push_server (server, server_oid, random_key) VALUES ($1, $2, $3) "
-		"ON CONFLICT (server) DO UPDATE SET server_oid = excluded.server_oid,"
-		" random_key = excluded.random_key",
+		"WITH key AS ("
+		" INSERT INTO @.push_server_key (server, server_oid, random_key) VALUES ($1, $2, $3)"
+		" ON CONFLICT (server) DO UPDATE SET server_oid = excluded.server_oid,"
+		" random_key = excluded.random_key) "
+		"INSERT INTO @.push_server (server) VALUES ($1) ON CONFLICT (server) DO NOTHING",
 		{NAMEOID, OIDOID, INT8OID}
 	},
 	[NOTE_SERVER] = {
+		"WITH key AS ("
+		" UPDATE @.push_server_key SET options_version = $6 WHERE server = $1) "
 		"UPDATE @.push_server SET state = $2, reason = $3, error_code = $4,"
-		" since = clock_timestamp(), next_probe_at = $5, options_version = $6 "
+		" since = clock_timestamp(), next_probe_at = $5 "
 		"WHERE server = $1 AND state IN ('active', 'suspended')",
 		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID}
 	},

@@ -36,8 +36,8 @@
 #define FIRST_PROBE			SECONDS(60)
 #define MAX_PROBE			SECONDS(900)
 
-/* Without a key or a mapping we look again after this. */
-#define NO_KEY_PAUSE		SECONDS(60)
+/* A key file that is missing is looked for again after this. */
+#define NO_KEY_PAUSE		SECONDS(10)
 
 /* Answers 4xx without an API body until the server counts as wrong. */
 #define REFUSALS_TO_STOP	3
@@ -441,6 +441,9 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
 		return 0;
 	}
+	/* without credentials, complain only if something waits: go and see */
+	if (sender->usersig[0] == '\0' && (sender->push_due == 0 || sender->retry_due == 0))
+		return 1;
 	if (!ensure_usersig(sender, now))
 	{
 		*when = Min(*when, sender->blocked_until);

@@ -284,14 +284,28 @@ claim_fresh(Sender *sender, int room, TimestampTz now)
 	claimed = list_concat(claimed, requests);
 }
 
+/* Before a server has credentials, find out whether it needs any. */
+static void
+look_for_work(Sender *sender)
+{
+	if (sender->usersig[0] != '\0')
+		return;
+	if (sender->push_due == 0)
+		sender->push_due = outbox_push_due(sender->options);
+	if (sender->retry_due == 0)
+		sender->retry_due = outbox_retry_due(sender->options);
+}
+
 /* Of every four claims, one lets the retries go first. */
 static void
 claim_for(Sender *sender, TimestampTz now)
 {
 	TimestampTz when = DT_NOEND;
-	int			room = sender_room(sender, now, &when);
+	int			room;
 	int			before = list_length(claimed);
 
+	look_for_work(sender);
+	room = sender_room(sender, now, &when);
 	if (room == 0)
 		return;
 	sender->last_claim = now;
