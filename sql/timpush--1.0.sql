@@ -51,6 +51,8 @@ CREATE INDEX push_outbox_content ON push_outbox (content_key, send_at, id);
 CREATE INDEX push_outbox_expiry ON push_outbox (expires_at)
   WHERE expires_at IS NOT NULL;
 
+-- large pushes that are being handed out
+CREATE INDEX push_outbox_partly ON push_outbox (id) WHERE handed_out > 0;
 -- a key is known once
 CREATE UNIQUE INDEX push_outbox_dedup ON push_outbox (server, dedup_key)
   WHERE dedup_key IS NOT NULL;
@@ -76,6 +78,7 @@ COMMENT ON COLUMN push_outbox.handed_out IS 'number of accounts already handed t
 COMMENT ON SEQUENCE push_outbox_id_seq IS 'ids of pushes';
 COMMENT ON INDEX push_outbox_head IS 'the next push of a server';
 COMMENT ON INDEX push_outbox_content IS 'pushes that may share a call';
+COMMENT ON INDEX push_outbox_partly IS 'large pushes on their way';
 COMMENT ON INDEX push_outbox_dedup IS 'keys of waiting pushes';
 COMMENT ON INDEX push_outbox_expiry IS 'pushes that expire while they wait';
 
@@ -422,6 +425,36 @@ FROM (
 ) s;
 GRANT SELECT ON push_status TO PUBLIC;
 COMMENT ON VIEW push_status IS 'one row for each push at any stage; sent means accepted by the API, never delivered';
+
+-- Large pushes while they are handed out, as pg_stat_progress_* shows commands.
+CREATE VIEW push_progress AS
+SELECT s.push_id, s.server, s.done, s.total,
+       pg_catalog.round(100.0 * s.done / s.total, 1) AS percent,
+       pg_catalog.round((s.done / nullif(s.seconds, 0))::numeric, 1) AS rate,
+       pg_catalog.make_interval(secs => (s.total - s.done) * s.seconds / nullif(s.done, 0)) AS eta
+FROM (
+  SELECT p.push_id, p.server, p.accounts - p.waiting AS done, p.accounts AS total,
+         (SELECT extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.min(q.created_at))
+          FROM push_result r JOIN push_request q ON q.id = r.request_id
+          WHERE r.push_id = p.push_id)::double precision AS seconds
+  FROM push_outbox o JOIN push_status p ON p.push_id = o.id
+  WHERE o.handed_out > 0
+) s;
+GRANT SELECT ON push_progress TO PUBLIC;
+COMMENT ON VIEW push_progress IS 'large pushes on their way: accounts done and total, accounts a second, time left';
+
+CREATE VIEW push_dead_account WITH (security_barrier) AS
+SELECT r.server, e.account, pg_catalog.max(e.error_code) AS error_code,
+       pg_catalog.count(*) AS errors, pg_catalog.max(r.finished_at) AS last_seen
+FROM push_error e JOIN push_result r ON r.push_id = e.push_id AND r.request_id = e.request_id
+WHERE e.error_code IN (70107, 90048)
+  AND (e.enqueued_by IN (SELECT a.rolname FROM pg_catalog.pg_roles a
+                         WHERE pg_catalog.pg_has_role(a.oid, 'MEMBER'))
+       OR pg_catalog.pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c
+                                  WHERE c.oid = 'push_outbox'::pg_catalog.regclass), 'MEMBER'))
+GROUP BY r.server, e.account;
+GRANT SELECT ON push_dead_account TO PUBLIC;
+COMMENT ON VIEW push_dead_account IS 'accounts that the API calls non-existent';
 
 CREATE FUNCTION timpush_wait(id bigint, timeout interval DEFAULT '30s')
 RETURNS push_status

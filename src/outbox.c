@@ -26,11 +26,13 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -298,6 +300,13 @@ static char *schema_name;
 static Oid	outbox_oid = InvalidOid;
 static Journal journal;
 
+/* Our tables with their indexes and sequences: what a transaction locks. */
+static const char *const table_names[] = {
+	"push_outbox", "push_request", "push_result", "push_error", "push_server",
+	"push_server_key", "push_worker"
+};
+static List *lock_oids = NIL;
+
 static Oid	saved_userid;
 static int	saved_seccontext;
 
@@ -432,6 +441,49 @@ describe_tables(void)
 	MemoryContextSwitchTo(old);
 }
 
+/* Add a table, its indexes and its TOAST table to what is to be locked. */
+static void
+add_lock_oids(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Oid			toast = rel->rd_rel->reltoastrelid;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	lock_oids = lappend_oid(lock_oids, relid);
+	lock_oids = list_concat(lock_oids, RelationGetIndexList(rel));
+	MemoryContextSwitchTo(old);
+	table_close(rel, AccessShareLock);
+	if (OidIsValid(toast))
+		add_lock_oids(toast);
+}
+
+static void
+collect_lock_oids(void)
+{
+	MemoryContext old;
+
+	for (size_t i = 0; i < lengthof(table_names); i++)
+		add_lock_oids(get_relname_relid(table_names[i], schema_oid));
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	lock_oids = lappend_oid(lock_oids, journal.request_seq);
+	lock_oids = lappend_oid(lock_oids, journal.msg_random_seq);
+	MemoryContextSwitchTo(old);
+}
+
+/* Take all locks without waiting for any; false if one is not to be had. */
+static bool
+lock_all(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, lock_oids)
+	{
+		if (!ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock))
+			return false;
+	}
+	return true;
+}
+
 static int
 column_count(Oid relid)
 {
@@ -461,9 +513,13 @@ outbox_open(void)
 	schema_name = MemoryContextStrdup(TopMemoryContext,
 									  quote_identifier(get_namespace_name(schema_oid)));
 	outbox_oid = get_relname_relid("push_outbox", schema_oid);
-	if (!OidIsValid(outbox_oid))
-		return false;
+	for (size_t i = 0; i < lengthof(table_names); i++)
+	{
+		if (!OidIsValid(get_relname_relid(table_names[i], schema_oid)))
+			return false;
+	}
 	describe_tables();
+	collect_lock_oids();
 	if (journal.new_requests.desc->natts != REQUEST_NATTS ||
 		journal.new_results.desc->natts != RESULT_NATTS ||
 		journal.errors.desc->natts != ERROR_NATTS ||
@@ -494,21 +550,27 @@ become_owner(void)
 						   SECURITY_RESTRICTED_OPERATION);
 }
 
-bool
+OutboxAccess
 outbox_begin(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	if (!lock_all())
+	{
+		CommitTransactionCommand();
+		return OUTBOX_LOCKED;
+	}
+	/* now that nobody can drop them: are they still there? */
 	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid ||
 		strcmp(quote_identifier(get_namespace_name(schema_oid)), schema_name) != 0)
 	{
 		CommitTransactionCommand();
-		return false;
+		return OUTBOX_GONE;
 	}
 	become_owner();
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	return true;
+	return OUTBOX_READY;
 }
 
 void

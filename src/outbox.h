@@ -33,11 +33,19 @@ typedef struct ServerState
  */
 extern bool outbox_open(void);
 
+typedef enum OutboxAccess
+{
+	OUTBOX_READY,				/* a transaction is open */
+	OUTBOX_LOCKED,				/* somebody has locked our tables */
+	OUTBOX_GONE					/* they are not those of outbox_open() */
+} OutboxAccess;
+
 /*
- * A transaction with the rights of the tables' owner.  outbox_begin() returns
- * false, without one, if the tables are not those of outbox_open() any more.
+ * A transaction with the rights of the tables' owner, if there can be one
+ * now.  It holds all the locks that it will need, so that it never waits for
+ * one: neither can it deadlock with DDL, nor be in its way for long.
  */
-extern bool outbox_begin(void);
+extern OutboxAccess outbox_begin(void);
 extern void outbox_commit(void);
 extern void outbox_abort(void);
 

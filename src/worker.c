@@ -39,6 +39,12 @@
 #include "shared.h"
 #include "timpush.h"
 
+/* While somebody has locked our tables, we look again after this ... */
+#define LOCKED_OUT_PAUSE_US	50000
+
+/* ... and say so after this. */
+#define LOCKED_OUT_REPORT_US	5000000
+
 /* With requests in flight, outcomes are recorded together after this. */
 #define RECORD_PAUSE_US		5000
 
@@ -81,8 +87,10 @@ static int64 last_claimed = 0;
 static int64 noted_in_flight = 0;
 
 static TimestampTz expiry_due = 0;
-static TimestampTz error_until = 0;
+static TimestampTz rest_until = 0;	/* after an error, or for others' locks */
 static bool error_reported = false;
+static TimestampTz locked_since = 0;
+static bool lock_reported = false;
 static TimestampTz idle_since = 0;
 
 /* ------------------------------------------------------------------------
@@ -373,16 +381,18 @@ expire_pushes(TimestampTz now)
 		expiry_due = Max(outbox_expiry_due(), now + EXPIRY_PAUSE_US);
 }
 
-/* What a cycle does in its transaction; false if timpush is gone. */
-static bool
+/* What a cycle does in its transaction, if there can be one. */
+static OutboxAccess
 cycle_work(bool may_claim)
 {
 	TimestampTz now;
 	ListCell   *cell;
+	OutboxAccess access;
 
 	MemoryContextSwitchTo(cycle_context);
-	if (!outbox_begin())
-		return false;
+	access = outbox_begin();
+	if (access != OUTBOX_READY)
+		return access;
 	now = GetCurrentTimestamp();
 	refresh_senders();
 	load_server_states();
@@ -401,7 +411,7 @@ cycle_work(bool may_claim)
 	claimed = list_copy(claimed);
 	MemoryContextSwitchTo(cycle_context);
 	outbox_commit();
-	return true;
+	return OUTBOX_READY;
 }
 
 static void
@@ -474,14 +484,38 @@ after_error(void)
 	}
 	claimed = NIL;
 	expiry_due = 0;
-	error_until = GetCurrentTimestamp() + ERROR_PAUSE_US;
+	rest_until = GetCurrentTimestamp() + ERROR_PAUSE_US;
+}
+
+/* Somebody has locked our tables: DDL, most likely.  Keep out of the way. */
+static void
+note_locked_out(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	rest_until = now + LOCKED_OUT_PAUSE_US;
+	if (locked_since == 0)
+		locked_since = now;
+	if (lock_reported || now < locked_since + LOCKED_OUT_REPORT_US)
+		return;
+	ereport(LOG, (errmsg("timpush: waiting for another session's lock on the tables of the extension")));
+	lock_reported = true;
+}
+
+static void
+note_unlocked(void)
+{
+	if (lock_reported)
+		ereport(LOG, (errmsg("timpush: the tables of the extension are no longer locked")));
+	locked_since = 0;
+	lock_reported = false;
 }
 
 /* False if timpush is gone from the database. */
 static bool
 run_cycle(bool may_claim)
 {
-	volatile bool there = true;
+	volatile OutboxAccess access = OUTBOX_READY;
 	volatile bool failed = false;
 
 	pgstat_report_activity(STATE_RUNNING, may_claim ? "recording and claiming" : "recording");
@@ -490,7 +524,7 @@ run_cycle(bool may_claim)
 										  ALLOCSET_SMALL_SIZES);
 	PG_TRY();
 	{
-		there = cycle_work(may_claim);
+		access = cycle_work(may_claim);
 	}
 	PG_CATCH();
 	{
@@ -498,12 +532,16 @@ run_cycle(bool may_claim)
 		after_error();
 	}
 	PG_END_TRY();
-	if (there && !failed)
+	if (access == OUTBOX_LOCKED)
+		note_locked_out();
+	else
+		note_unlocked();
+	if (access == OUTBOX_READY && !failed)
 		after_commit();
 	MemoryContextSwitchTo(worker_context);
 	MemoryContextDelete(claim_context);
 	MemoryContextReset(cycle_context);
-	return there;
+	return access != OUTBOX_GONE;
 }
 
 /* ------------------------------------------------------------------------
@@ -554,9 +592,9 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 	ListCell   *cell;
 	bool		wanted = false;
 
-	if (error_until > now)
+	if (rest_until > now)
 	{
-		*when = Min(*when, error_until);
+		*when = Min(*when, rest_until);
 		return false;
 	}
 	if (states_stale || !servers_known || known_generation != server_generation())
@@ -641,8 +679,13 @@ leave_in_order(void)
 		http_wait(TimestampDifferenceMilliseconds(now, deadline), PG_WAIT_EXTENSION);
 		take_answers();
 	}
-	if (unrecorded != NIL)
-		(void) run_cycle(false);
+	while (unrecorded != NIL && !ProcDiePending)
+	{
+		if (!run_cycle(false) || GetCurrentTimestamp() >= deadline)
+			break;
+		if (unrecorded != NIL)
+			http_wait(LOCKED_OUT_PAUSE_US / 1000, PG_WAIT_EXTENSION);
+	}
 	ProcDiePending = true;
 	InterruptPending = true;
 	CHECK_FOR_INTERRUPTS();
@@ -722,7 +765,7 @@ work(void)
 			when = now;
 		}
 		else if (http_in_flight() == 0 && unrecorded == NIL && !any_ready() &&
-				 error_until <= now)
+				 rest_until <= now)
 		{
 			if (!may_claim)
 				return;
@@ -785,8 +828,15 @@ open_database(void)
 static bool
 start_up(void)
 {
+	OutboxAccess access;
+
 	MemoryContextSwitchTo(cycle_context);
-	if (!outbox_begin())
+	while ((access = outbox_begin()) == OUTBOX_LOCKED)
+	{
+		http_wait(LOCKED_OUT_PAUSE_US / 1000, PG_WAIT_EXTENSION);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (access == OUTBOX_GONE)
 		return false;
 	refresh_senders();
 	load_server_states();

@@ -1,0 +1,78 @@
+
+# DDL on the extension's tables while the worker works: neither waits for the
+# other longer than it must, and nothing is lost.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use Test::More;
+use Time::HiRes qw(time);
+
+use FakeTIM;
+use TimpushTest;
+
+my $tim = FakeTIM->new->start;
+my $node = start_node('main', 'deadlock_timeout' => '100ms');
+my $create_server = $tim->create_server_sql('chat', requests_per_second => 0);
+
+$node->safe_psql('postgres', $create_server);
+
+# A lock on a table that the worker writes, held for a while
+my $locker = $node->background_psql('postgres', on_error_stop => 1);
+$locker->query_safe('BEGIN; LOCK TABLE push_request IN SHARE MODE');
+my $id = push_id($node, 'behind-a-lock', title => 'waits');
+is( $node->safe_psql(
+		'postgres', "SELECT state FROM timpush_wait($id, '500ms')"),
+	'waiting',
+	'a locked table makes pushes wait');
+is( $node->safe_psql(
+		'postgres', "SELECT title FROM push_outbox WHERE id = $id"),
+	'waits',
+	'and the worker holds no lock meanwhile');
+$locker->query_safe('COMMIT');
+$locker->quit;
+is( $node->safe_psql(
+		'postgres', "SELECT state FROM timpush_wait($id, '30s')"),
+	'sent',
+	'until the lock is gone');
+is(scalar log_lines($node, qr/timpush worker.*ERROR/), 0,
+	'which is no error');
+
+# DROP and CREATE EXTENSION again and again with pushes on their way
+my $longest = 0;
+foreach my $round (1 .. 10)
+{
+	$node->safe_psql('postgres', <<'SQL');
+SELECT timpush_batch('administrator', ARRAY['u' || n], 'title ' || n, 'text')
+FROM generate_series(1, 300) n;
+SQL
+	my $start = time;
+	$node->safe_psql('postgres', 'DROP EXTENSION timpush CASCADE');
+	my $took = time - $start;
+	$longest = $took if $took > $longest;
+	$node->safe_psql('postgres',
+		'CREATE EXTENSION timpush; ' . $create_server);
+}
+is(scalar log_lines($node, qr/deadlock detected/),
+	0, 'DROP EXTENSION and the worker never deadlock');
+note(sprintf('the longest DROP EXTENSION took %.0f ms', $longest * 1000));
+
+# The last incarnation works.
+$id = push_id($node, 'at-last', title => 'again');
+is( $node->safe_psql(
+		'postgres', "SELECT state FROM timpush_wait($id, '30s')"),
+	'sent',
+	'an extension made anew sends without a restart');
+
+# VACUUM FULL and CREATE INDEX in between
+$node->safe_psql('postgres',
+	'VACUUM FULL push_result; REINDEX TABLE push_request');
+$id = push_id($node, 'after-vacuum', title => 'again');
+is( $node->safe_psql(
+		'postgres', "SELECT state FROM timpush_wait($id, '30s')"),
+	'sent',
+	'rewritten tables are found again');
+
+$node->stop;
+done_testing();
