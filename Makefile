@@ -43,5 +43,11 @@ include $(PGXS)
 # PostgreSQL's headers warn under -Wextra; those of the system do not count.
 override CPPFLAGS := $(patsubst -I%,-isystem %,$(filter-out -I. -I./,$(CPPFLAGS)))
 
+# PostgreSQL's flags are those of the compiler that built it; clang does not
+# know all of gcc's.
+ifneq ($(findstring clang,$(CC)),)
+override CFLAGS := $(filter-out -fexcess-precision=%,$(CFLAGS))
+endif
+
 # Any header may matter to any file; there are few of both.
 $(OBJS): $(wildcard src/*.h)

@@ -40,9 +40,13 @@
 #if PG_VERSION_NUM >= 160000
 #define server_usage_aclcheck(server, role) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), ACL_USAGE)
+#define database_ownercheck(database, role) \
+	object_ownercheck(DatabaseRelationId, (database), (role))
 #else
 #define server_usage_aclcheck(server, role) \
 	pg_foreign_server_aclcheck((server), (role), ACL_USAGE)
+#define database_ownercheck(database, role) \
+	pg_database_ownercheck((database), (role))
 #endif
 
 /* A wait set belongs to a resource owner since 17; ours to the process. */

@@ -20,8 +20,11 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
@@ -30,6 +33,8 @@
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -39,6 +44,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "compat.h"
 #include "enqueue.h"
@@ -95,6 +101,10 @@ static const ArgSpec arg_specs[NARGS] = {
  * already: its trigger leaves it as it is.
  */
 static const int64 *checked_row = NULL;
+
+/* A worker that is asked to leave a database is waited for so long. */
+#define EVICTION_PAUSE_MS	20
+#define EVICTION_TRIES		150
 
 static bool wake_pending = false;
 static bool warned = false;
@@ -163,6 +173,53 @@ changes_server(Node *parsetree)
 	}
 }
 
+/* The database that a statement wants to itself, or NULL. */
+static const char *
+exclusive_database(Node *parsetree)
+{
+	ListCell   *cell;
+
+	if (IsA(parsetree, DropdbStmt))
+		return ((DropdbStmt *) parsetree)->dbname;
+	if (IsA(parsetree, RenameStmt) &&
+		((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE)
+		return ((RenameStmt *) parsetree)->subname;
+	if (IsA(parsetree, CreatedbStmt))
+	{
+		foreach(cell, ((CreatedbStmt *) parsetree)->options)
+		{
+			DefElem    *option = lfirst(cell);
+
+			if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+				return defGetString(option);
+		}
+	}
+	return NULL;
+}
+
+/*
+ * A worker in a database would make DROP DATABASE and its like fail, so it is
+ * asked to leave first; whatever the statement says then, it may come back.
+ */
+static Oid
+evict_worker(Node *parsetree)
+{
+	const char *name = shared_attached() ? exclusive_database(parsetree) : NULL;
+	Oid			dbid = name != NULL ? get_database_oid(name, true) : InvalidOid;
+
+	/* who may not do it cannot keep the worker away by trying */
+	if (!OidIsValid(dbid) || !database_ownercheck(dbid, GetUserId()))
+		return InvalidOid;
+	for (int i = 0; i < EVICTION_TRIES && shared_evict(dbid); i++)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 EVICTION_PAUSE_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return dbid;
+}
+
 /*
  * Two kinds of statement wake the worker although they enqueue nothing.
  * COMMIT PREPARED, which knows nothing of what its transaction did; and DDL
@@ -175,21 +232,32 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 						DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *parsetree = pstmt->utilityStmt;
-	bool		commit_prepared = IsA(parsetree, TransactionStmt) &&
+	volatile bool commit_prepared = IsA(parsetree, TransactionStmt) &&
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
-	bool		server_changed = changes_server(parsetree);
+	volatile bool server_changed = changes_server(parsetree);
+	Oid			evicted;
 
 	/* nothing is to be woken where timpush is not used */
 	commit_prepared = commit_prepared && shared_attached() &&
 		IsTransactionState() && OidIsValid(get_extension_oid("timpush", true));
 	if (commit_prepared)
 		shared_prepare_wake();
-	if (prev_process_utility)
-		prev_process_utility(pstmt, queryString, readOnlyTree, context, params,
-							 queryEnv, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
-								params, queryEnv, dest, qc);
+	evicted = evict_worker(parsetree);
+	PG_TRY();
+	{
+		if (prev_process_utility)
+			prev_process_utility(pstmt, queryString, readOnlyTree, context, params,
+								 queryEnv, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+									params, queryEnv, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		if (OidIsValid(evicted))
+			shared_end_eviction(evicted);
+	}
+	PG_END_TRY();
 	if (commit_prepared)
 		shared_wake();
 	if (server_changed && shared_attached() && OidIsValid(get_extension_oid("timpush", true)))

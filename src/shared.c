@@ -42,6 +42,7 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 wanted;	/* somebody committed, or asked */
 	bool		left_well;		/* the last worker left in good order */
 	TimestampTz due;			/* when there is work next; DT_NOEND: never */
+	TimestampTz evicted_until;	/* there shall be no worker before; 0: none */
 	ConditionVariable recorded; /* the worker has recorded outcomes */
 } DatabaseSlot;
 
@@ -145,6 +146,7 @@ find_slot(Oid dbid, bool make)
 		return NULL;
 	free_slot->dbid = dbid;
 	free_slot->latch = NULL;
+	free_slot->evicted_until = 0;
 	free_slot->due = DT_NOEND;
 	pg_atomic_write_u32(&free_slot->wanted, 0);
 	return free_slot;
@@ -290,7 +292,12 @@ shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due)
 
 	LWLockAcquire(shared->lock, LW_SHARED);
 	wanted = pg_atomic_read_u32(&s->wanted) != 0 || s->due <= now;
-	if (!wanted && s->due < *due)
+	if (wanted && s->evicted_until > now)
+	{
+		wanted = false;
+		*due = Min(*due, s->evicted_until);
+	}
+	else if (!wanted && s->due < *due)
 		*due = s->due;
 	LWLockRelease(shared->lock);
 	return wanted;
@@ -369,6 +376,49 @@ shared_worker_attach(Oid dbid)
 		exit_registered = true;
 	}
 	return mine;
+}
+
+bool
+shared_evict(Oid dbid)
+{
+	DatabaseSlot *slot;
+	Latch	   *latch = NULL;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(dbid, false);
+	if (slot != NULL)
+	{
+		slot->evicted_until = GetCurrentTimestamp() + SHARED_EVICTION_US;
+		latch = slot->latch;
+	}
+	LWLockRelease(shared->lock);
+	if (latch != NULL)
+		SetLatch(latch);
+	return latch != NULL;
+}
+
+void
+shared_end_eviction(Oid dbid)
+{
+	DatabaseSlot *slot;
+	Latch	   *launcher;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(dbid, false);
+	if (slot != NULL)
+		slot->evicted_until = 0;
+	launcher = shared->launcher;
+	LWLockRelease(shared->lock);
+	if (slot != NULL && launcher != NULL)
+		SetLatch(launcher);
+}
+
+bool
+shared_worker_evicted(void)
+{
+	TimestampTz until = *(volatile TimestampTz *) &my_slot->evicted_until;
+
+	return until != 0 && until > GetCurrentTimestamp();
 }
 
 /* Has anything been committed since the last call? */

@@ -32,6 +32,15 @@ extern void shared_wait_outcome_begin(void);
 extern void shared_wait_outcome(long timeout_ms);
 extern void shared_wait_outcome_end(void);
 
+/*
+ * Ask the worker of a database to leave, for DDL that wants the database to
+ * itself; no other is started for SHARED_EVICTION_US or until
+ * shared_end_eviction().  False if there is no worker (any more).
+ */
+#define SHARED_EVICTION_US	10000000
+extern bool shared_evict(Oid dbid);
+extern void shared_end_eviction(Oid dbid);
+
 /* The launcher's side; "slot" is an index from 0 to shared_slots() - 1. */
 extern int	shared_slots(void);
 extern void shared_launcher_attach(void);
@@ -48,6 +57,7 @@ extern void shared_forget_database(Oid dbid);
 extern bool shared_worker_attach(Oid dbid);
 extern bool shared_worker_woken(void);
 extern void shared_worker_recorded(void);
+extern bool shared_worker_evicted(void);
 extern void shared_worker_leaves(TimestampTz due);
 
 /*

@@ -656,19 +656,12 @@ rest(TimestampTz now)
 	return Min(due, idle_since + timpush_idle_exit * USECS_PER_SEC);
 }
 
-/*
- * A request to end has come.  Wait a moment for answers on the way and record
- * what there is, so that little is in doubt; the next check for interrupts
- * then ends the process.  Commits wait for no standby meanwhile.
- */
+/* Wait a moment for answers on the way and record what there is. */
 static void
-leave_in_order(void)
+finish_in_flight(void)
 {
 	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
 
-	/* the core handler sets it again at the next request */
-	ProcDiePending = false;
-	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
 	pgstat_report_activity(STATE_RUNNING, "ending");
 	while (http_in_flight() > 0)
 	{
@@ -686,6 +679,29 @@ leave_in_order(void)
 		if (unrecorded != NIL)
 			http_wait(LOCKED_OUT_PAUSE_US / 1000, PG_WAIT_EXTENSION);
 	}
+}
+
+/* DDL wants the database to itself: leave, and come again afterwards. */
+static void
+leave_for_ddl(void)
+{
+	finish_in_flight();
+	shared_worker_leaves(0);
+	proc_exit(0);
+}
+
+/*
+ * A request to end has come.  Wait a moment for answers on the way and record
+ * what there is, so that little is in doubt; the next check for interrupts
+ * then ends the process.  Commits wait for no standby meanwhile.
+ */
+static void
+leave_in_order(void)
+{
+	/* the core handler sets it again at the next request */
+	ProcDiePending = false;
+	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
+	finish_in_flight();
 	ProcDiePending = true;
 	InterruptPending = true;
 	CHECK_FOR_INTERRUPTS();
@@ -710,6 +726,8 @@ handle_signals(void)
 {
 	if (ProcDiePending)
 		leave_in_order();
+	if (shared_worker_evicted())
+		leave_for_ddl();
 	/* there is no statement to cancel outside of a cycle */
 	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();

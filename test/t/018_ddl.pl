@@ -74,5 +74,27 @@ is( $node->safe_psql(
 	'sent',
 	'rewritten tables are found again');
 
+# What wants a database to itself does not have to wait for an idle worker.
+$node->safe_psql('postgres', 'CREATE DATABASE app');
+$node->safe_psql('app', 'CREATE EXTENSION timpush; ' . $create_server);
+$id = $node->safe_psql('app',
+	"SELECT timpush_batch('administrator', '{in-app}', 'title', 'text')");
+is($node->safe_psql('app', "SELECT state FROM timpush_wait($id, '30s')"),
+	'sent', 'another database sends');
+my $start = time;
+$node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE app');
+cmp_ok(time - $start, '<', 4, 'a database with a worker can be a template');
+$id = $node->safe_psql('app',
+	"SELECT timpush_batch('administrator', '{in-app-again}', 'title', 'text')"
+);
+is($node->safe_psql('app', "SELECT state FROM timpush_wait($id, '30s')"),
+	'sent', 'and sends again');
+$node->safe_psql('postgres', 'ALTER DATABASE app RENAME TO app2');
+$start = time;
+$node->safe_psql('postgres', 'DROP DATABASE app2');
+cmp_ok(time - $start, '<', 4, 'and be dropped');
+is(scalar log_lines($node, qr/timpush worker.*FATAL/),
+	0, 'after which no worker is started for it');
+
 $node->stop;
 done_testing();
