@@ -46,7 +46,8 @@ override CPPFLAGS := $(patsubst -I%,-isystem %,$(filter-out -I. -I./,$(CPPFLAGS)
 # PostgreSQL's flags are those of the compiler that built it; clang does not
 # know all of gcc's.
 ifneq ($(findstring clang,$(CC)),)
-override CFLAGS := $(filter-out -fexcess-precision=%,$(CFLAGS))
+override CFLAGS := $(filter-out -fexcess-precision=% -Wimplicit-fallthrough=% \
+	-Wshadow=% -Wno-format-truncation -Wno-stringop-truncation,$(CFLAGS))
 endif
 
 # Any header may matter to any file; there are few of both.
