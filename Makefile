@@ -25,6 +25,7 @@ OBJS = \
 	src/status.o \
 	src/timpush.o \
 	src/usersig.o \
+	src/wake.o \
 	src/worker.o
 
 EXTENSION = timpush

@@ -1,16 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * enqueue.c
- *	  The way in: timpush_batch, a plain INSERT, a trigger; and the wake-up
- *	  at commit.
+ *	  The way in: timpush_batch, a plain INSERT, a trigger.
  *
  * All ways end in an INSERT into push_outbox, whose row trigger checks and
  * completes the row.  timpush_batch does the INSERT with the rights of the
  * table's owner, after noting whom it acts for.
  *
- * Crash story: the row lives and dies with the caller's transaction.  The
- * wake-up is a mere hint that happens after the commit; if it is lost, so is
- * the shared memory it went to, and every database is looked at anew.
+ * Crash story: the row lives and dies with the caller's transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,12 +17,8 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
-#include "commands/dbcommands.h"
-#include "commands/defrem.h"
-#include "commands/extension.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
@@ -33,9 +26,6 @@
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "storage/ipc.h"
-#include "storage/latch.h"
-#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -44,15 +34,13 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "utils/wait_event.h"
 
 #include "compat.h"
-#include "enqueue.h"
 #include "outbox_columns.h"
 #include "push.h"
 #include "server.h"
-#include "shared.h"
 #include "timpush.h"
+#include "wake.h"
 
 PG_FUNCTION_INFO_V1(timpush_batch);
 PG_FUNCTION_INFO_V1(timpush_enqueue);
@@ -101,175 +89,6 @@ static const ArgSpec arg_specs[NARGS] = {
  * already: its trigger leaves it as it is.
  */
 static const int64 *checked_row = NULL;
-
-/* A worker that is asked to leave a database is waited for so long. */
-#define EVICTION_PAUSE_MS	20
-#define EVICTION_TRIES		150
-
-static bool wake_pending = false;
-static bool warned = false;
-static ProcessUtility_hook_type prev_process_utility = NULL;
-
-/*
- * At commit, one atomic operation and perhaps a SetLatch; an error here would
- * be a PANIC.  A prepared transaction wakes when it is committed, see below.
- */
-static void
-wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
-{
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PARALLEL_COMMIT)
-	{
-		if (wake_pending)
-			shared_wake();
-	}
-	else if (event != XACT_EVENT_ABORT && event != XACT_EVENT_PARALLEL_ABORT &&
-			 event != XACT_EVENT_PREPARE)
-		return;
-	wake_pending = false;
-}
-
-static void
-request_wake(void)
-{
-	static bool registered = false;
-
-	if (!shared_attached())
-	{
-		if (!warned)
-			ereport(WARNING,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("push is enqueued, but nothing sends it, because timpush is not preloaded"),
-					 errhint("Add timpush to shared_preload_libraries and restart the server.")));
-		warned = true;
-		return;
-	}
-	shared_prepare_wake();
-	if (!registered)
-	{
-		RegisterXactCallback(wake_at_commit, NULL);
-		registered = true;
-	}
-	wake_pending = true;
-}
-
-/* Statements that change a server or its credentials. */
-static bool
-changes_server(Node *parsetree)
-{
-	switch (nodeTag(parsetree))
-	{
-		case T_CreateForeignServerStmt:
-		case T_AlterForeignServerStmt:
-		case T_CreateUserMappingStmt:
-		case T_AlterUserMappingStmt:
-		case T_DropUserMappingStmt:
-			return true;
-		case T_DropStmt:
-			return ((DropStmt *) parsetree)->removeType == OBJECT_FOREIGN_SERVER;
-		case T_RenameStmt:
-			return ((RenameStmt *) parsetree)->renameType == OBJECT_FOREIGN_SERVER;
-		default:
-			return false;
-	}
-}
-
-/* The database that a statement wants to itself, or NULL. */
-static const char *
-exclusive_database(Node *parsetree)
-{
-	ListCell   *cell;
-
-	if (IsA(parsetree, DropdbStmt))
-		return ((DropdbStmt *) parsetree)->dbname;
-	if (IsA(parsetree, RenameStmt) &&
-		((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE)
-		return ((RenameStmt *) parsetree)->subname;
-	if (IsA(parsetree, CreatedbStmt))
-	{
-		foreach(cell, ((CreatedbStmt *) parsetree)->options)
-		{
-			DefElem    *option = lfirst(cell);
-
-			if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
-				return defGetString(option);
-		}
-	}
-	return NULL;
-}
-
-/*
- * A worker in a database would make DROP DATABASE and its like fail, so it is
- * asked to leave first; whatever the statement says then, it may come back.
- */
-static Oid
-evict_worker(Node *parsetree)
-{
-	const char *name = shared_attached() ? exclusive_database(parsetree) : NULL;
-	Oid			dbid = name != NULL ? get_database_oid(name, true) : InvalidOid;
-
-	/* who may not do it cannot keep the worker away by trying */
-	if (!OidIsValid(dbid) || !database_ownercheck(dbid, GetUserId()))
-		return InvalidOid;
-	for (int i = 0; i < EVICTION_TRIES && shared_evict(dbid); i++)
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 EVICTION_PAUSE_MS, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-	return dbid;
-}
-
-/*
- * Two kinds of statement wake the worker although they enqueue nothing.
- * COMMIT PREPARED, which knows nothing of what its transaction did; and DDL
- * that may have mended what kept the worker from sending.
- */
-static void
-timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
-						bool readOnlyTree, ProcessUtilityContext context,
-						ParamListInfo params, QueryEnvironment *queryEnv,
-						DestReceiver *dest, QueryCompletion *qc)
-{
-	Node	   *parsetree = pstmt->utilityStmt;
-	volatile bool commit_prepared = IsA(parsetree, TransactionStmt) &&
-	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
-	volatile bool server_changed = changes_server(parsetree);
-	Oid			evicted;
-
-	/* nothing is to be woken where timpush is not used */
-	commit_prepared = commit_prepared && shared_attached() &&
-		IsTransactionState() && OidIsValid(get_extension_oid("timpush", true));
-	if (commit_prepared)
-		shared_prepare_wake();
-	evicted = evict_worker(parsetree);
-	PG_TRY();
-	{
-		if (prev_process_utility)
-			prev_process_utility(pstmt, queryString, readOnlyTree, context, params,
-								 queryEnv, dest, qc);
-		else
-			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
-									params, queryEnv, dest, qc);
-	}
-	PG_FINALLY();
-	{
-		if (OidIsValid(evicted))
-			shared_end_eviction(evicted);
-	}
-	PG_END_TRY();
-	if (commit_prepared)
-		shared_wake();
-	if (server_changed && shared_attached() && OidIsValid(get_extension_oid("timpush", true)))
-		request_wake();
-}
-
-void
-enqueue_init(void)
-{
-	prev_process_utility = ProcessUtility_hook;
-	ProcessUtility_hook = timpush_process_utility;
-}
 
 static Oid
 table_owner(Oid relid)
@@ -597,7 +416,7 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 			return PointerGetDatum(NULL);
 		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
 	}
-	request_wake();
+	wake_request();
 	return PointerGetDatum(tuple);
 }
 

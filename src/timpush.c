@@ -22,10 +22,10 @@
 
 #include "compat.h"
 #include "compose.h"
-#include "enqueue.h"
 #include "launcher.h"
 #include "shared.h"
 #include "timpush.h"
+#include "wake.h"
 
 PG_MODULE_MAGIC;
 
@@ -79,7 +79,7 @@ void
 _PG_init(void)
 {
 	define_settings();
-	enqueue_init();
+	wake_init();
 
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
