@@ -1073,17 +1073,6 @@ load_requests(Oid serverid, MemoryContext parent)
 	return requests;
 }
 
-static bool
-any_expired(const Request *request, TimestampTz now)
-{
-	for (int i = 0; i < request->nmembers; i++)
-	{
-		if (request->members[i].expires_at <= now)
-			return true;
-	}
-	return false;
-}
-
 static void
 write_sent_requests(void)
 {
@@ -1175,7 +1164,7 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 	{
 		Request    *request = lfirst(cell);
 
-		if (any_expired(request, now))
+		if (request_any_expired(request, now))
 		{
 			expired = lappend(expired, request);
 			continue;

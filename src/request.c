@@ -205,6 +205,17 @@ request_url(const ServerOptions *server, const char *usersig, uint32 random)
 	return url.data;
 }
 
+bool
+request_any_expired(const Request *request, TimestampTz when)
+{
+	for (int i = 0; i < request->nmembers; i++)
+	{
+		if (request->members[i].expires_at <= when)
+			return true;
+	}
+	return false;
+}
+
 static bool
 usersig_char(char c)
 {

@@ -581,18 +581,6 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	return false;
 }
 
-/* Has any push of the request expired? */
-static bool
-any_expired(const Request *request, TimestampTz now)
-{
-	for (int i = 0; i < request->nmembers; i++)
-	{
-		if (request->members[i].expires_at <= now)
-			return true;
-	}
-	return false;
-}
-
 /*
  * A push expired between claim and departure: back into the journal, where
  * the next claim takes it out of the request.  The server is not to blame.
@@ -615,7 +603,7 @@ sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (any_expired(request, now))
+	if (request_any_expired(request, now))
 	{
 		put_back(sender, request, now);
 		return true;
