@@ -180,6 +180,9 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 		else
 			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 									params, queryEnv, dest, qc);
+		/* nothing is to be started for a database that is no more */
+		if (OidIsValid(evicted) && IsA(parsetree, DropdbStmt))
+			shared_forget_database(evicted);
 	}
 	PG_FINALLY();
 	{
