@@ -13,6 +13,7 @@ OBJS = \
 	src/limiter.o \
 	src/msgrandom.o \
 	src/outbox.o \
+	src/owner.o \
 	src/policy.o \
 	src/preview.o \
 	src/push.o \

@@ -37,6 +37,7 @@
 
 #include "compat.h"
 #include "outbox_columns.h"
+#include "owner.h"
 #include "push.h"
 #include "server.h"
 #include "timpush.h"
@@ -89,19 +90,6 @@ static const ArgSpec arg_specs[NARGS] = {
  * already: its trigger leaves it as it is.
  */
 static const int64 *checked_row = NULL;
-
-static Oid
-table_owner(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
 
 /* push_outbox of the schema that one of our functions is in. */
 static Oid
@@ -264,25 +252,6 @@ check_row(Datum *values, bool *nulls, bool by_argument)
 	push_check(&push);
 }
 
-/* Do something with the rights of the table's owner; see leave_owner(). */
-static void
-enter_owner(Oid outbox, Oid *userid, int *seccontext)
-{
-	GetUserIdAndSecContext(userid, seccontext);
-	SetUserIdAndSecContext(table_owner(outbox),
-						   *seccontext | SECURITY_LOCAL_USERID_CHANGE);
-}
-
-/*
- * Back to the caller.  Not needed after an error: aborting the transaction or
- * subtransaction restores the user.
- */
-static void
-leave_owner(Oid userid, int seccontext)
-{
-	SetUserIdAndSecContext(userid, seccontext);
-}
-
 static void
 lock_dedup_key(Datum server, Datum key)
 {
@@ -308,8 +277,7 @@ find_known_push(Oid outbox, Datum server, Datum key)
 	Oid			types[2] = {NAMEOID, TEXTOID};
 	int64		id = 0;
 	bool		isnull;
-	Oid			userid;
-	int			seccontext;
+	OwnerScope	scope;
 	char	   *query;
 
 	lock_dedup_key(server, key);
@@ -319,7 +287,7 @@ find_known_push(Oid outbox, Datum server, Datum key)
 					 "LIMIT 1",
 					 qualified_name(outbox, "push_outbox"),
 					 qualified_name(outbox, "push_result"));
-	enter_owner(outbox, &userid, &seccontext);
+	owner_enter(&scope, outbox, 0);
 	SPI_connect();
 	/* see the rows that this very statement has inserted before */
 	CommandCounterIncrement();
@@ -331,7 +299,7 @@ find_known_push(Oid outbox, Datum server, Datum key)
 										 SPI_tuptable->tupdesc, 1, &isnull));
 	PopActiveSnapshot();
 	SPI_finish();
-	leave_owner(userid, seccontext);
+	owner_leave(&scope);
 	return id;
 }
 
@@ -356,7 +324,7 @@ prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argu
 								   CStringGetDatum(GetUserNameFromId(caller, false))));
 	set_column(values, nulls, OUTBOX_HANDED_OUT, Int32GetDatum(0));
 	/* an id of one's own choice could be that of another role's old push */
-	if (!by_argument && !has_privs_of_role(caller, table_owner(outbox)))
+	if (!by_argument && !has_privs_of_role(caller, owner_of_table(outbox)))
 		set_column(values, nulls, OUTBOX_ID,
 				   Int64GetDatum(nextval_internal(get_relname_relid("push_outbox_id_seq",
 																	get_rel_namespace(outbox)),
@@ -469,14 +437,13 @@ static int64
 insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 {
 	char		spi_nulls[OUTBOX_NATTS];
-	Oid			userid;
-	int			seccontext;
+	OwnerScope	scope;
 	bool		isnull;
 	int64		id = 0;
 
 	for (int i = 0; i < OUTBOX_NATTS; i++)
 		spi_nulls[i] = nulls[i] ? 'n' : ' ';
-	enter_owner(outbox, &userid, &seccontext);
+	owner_enter(&scope, outbox, 0);
 	SPI_connect();
 	if (SPI_execute_plan(insert_plan(outbox), values + OUTBOX_ID, spi_nulls + OUTBOX_ID,
 						 false, 0) != SPI_OK_INSERT_RETURNING)
@@ -486,7 +453,7 @@ insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 		id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										 SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
-	leave_owner(userid, seccontext);
+	owner_leave(&scope);
 	return id;
 }
 

@@ -41,6 +41,7 @@
 #include "journal.h"
 #include "outbox.h"
 #include "outbox_columns.h"
+#include "owner.h"
 #include "push.h"
 #include "timpush.h"
 
@@ -307,8 +308,7 @@ static const char *const table_names[] = {
 };
 static List *lock_oids = NIL;
 
-static Oid	saved_userid;
-static int	saved_seccontext;
+static OwnerScope scope;
 
 /* ------------------------------------------------------------------------
  * Statements and transactions
@@ -535,21 +535,6 @@ outbox_open(void)
 	return true;
 }
 
-static void
-become_owner(void)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(outbox_oid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", outbox_oid);
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	GetUserIdAndSecContext(&saved_userid, &saved_seccontext);
-	SetUserIdAndSecContext(owner, saved_seccontext | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-}
-
 OutboxAccess
 outbox_begin(void)
 {
@@ -567,7 +552,7 @@ outbox_begin(void)
 		CommitTransactionCommand();
 		return OUTBOX_GONE;
 	}
-	become_owner();
+	owner_enter(&scope, outbox_oid, SECURITY_RESTRICTED_OPERATION);
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	return OUTBOX_READY;
@@ -578,7 +563,7 @@ outbox_commit(void)
 {
 	PopActiveSnapshot();
 	SPI_finish();
-	SetUserIdAndSecContext(saved_userid, saved_seccontext);
+	owner_leave(&scope);
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
 }

@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "outbox_columns.h"
+#include "owner.h"
 #include "request.h"
 #include "server.h"
 
@@ -138,24 +139,6 @@ check_visible(Oid funcid, int64 id)
 	SPI_finish();
 }
 
-static Oid
-owner_of_outbox(Oid funcid)
-{
-	Oid			relid = get_relname_relid("push_outbox", get_func_namespace(funcid));
-	Oid			owner;
-	bool		isnull;
-	Datum		value = ObjectIdGetDatum(relid);
-	Oid			type = OIDOID;
-
-	SPI_connect();
-	if (SPI_execute_with_args("SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) $1",
-							  1, &type, &value, NULL, true, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "could not find push_outbox");
-	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_finish();
-	return owner;
-}
-
 /*
  * timpush_preview(id bigint) returns jsonb
  *
@@ -168,9 +151,7 @@ timpush_preview(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
 	Oid			funcid = fcinfo->flinfo->fn_oid;
-	Oid			owner = owner_of_outbox(funcid);
-	Oid			userid;
-	int			seccontext;
+	OwnerScope	scope;
 	StringInfoData list;
 
 	check_visible(funcid, id);
@@ -178,8 +159,7 @@ timpush_preview(PG_FUNCTION_ARGS)
 	appendStringInfoChar(&list, '[');
 
 	/* push_request is not for everybody, but the caller's own push is */
-	GetUserIdAndSecContext(&userid, &seccontext);
-	SetUserIdAndSecContext(owner, seccontext | SECURITY_LOCAL_USERID_CHANGE);
+	owner_enter(&scope, get_relname_relid("push_outbox", get_func_namespace(funcid)), 0);
 	SPI_connect();
 	run_query("SELECT q.content, q.msg_random, q.accounts, r.first, r.accounts "
 			  "FROM @.push_result r JOIN @.push_request q ON q.id OPERATOR(pg_catalog.=) r.request_id "
@@ -190,7 +170,7 @@ timpush_preview(PG_FUNCTION_ARGS)
 	for (uint64 i = 0; i < SPI_processed; i++)
 		append_waiting(&list, SPI_tuptable->vals[i]);
 	SPI_finish();
-	SetUserIdAndSecContext(userid, seccontext);
+	owner_leave(&scope);
 
 	appendStringInfoChar(&list, ']');
 	/* bodies are UTF-8 */
