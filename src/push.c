@@ -215,17 +215,15 @@ static void
 check_encoding(Jsonb *extra)
 {
 	StringInfoData string;
+	Span		span;
 
 	if (GetDatabaseEncoding() == PG_UTF8)
 		return;
 	initStringInfo(&string);
 	(void) JsonbToCString(&string, &extra->root, VARSIZE(extra));
-	(void) utf8_length((Span)
-/**INDENT** Error@223: Unbalanced parens */
-					   {
-		string.data, string.len
-/**INDENT** Warning@225: Extra ) */
-	});
+	span.data = string.data;
+	span.len = string.len;
+	(void) utf8_length(span);
 	pfree(string.data);
 }
 
