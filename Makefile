@@ -11,6 +11,7 @@ OBJS = \
 	src/journal.o \
 	src/launcher.o \
 	src/limiter.o \
+	src/load.o \
 	src/msgrandom.o \
 	src/outbox.o \
 	src/owner.o \

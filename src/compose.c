@@ -39,6 +39,32 @@ typedef struct Composer
 	AccountSet	set;
 } Composer;
 
+static const char *const on_unknown_names[] = {
+	[ON_UNKNOWN_RETRY] = "retry",
+	[ON_UNKNOWN_HOLD] = "hold",
+	[ON_UNKNOWN_ACCEPT] = "accept",
+};
+
+const char *
+on_unknown_name(OnUnknown on_unknown)
+{
+	return on_unknown_names[on_unknown];
+}
+
+bool
+on_unknown_parse(const char *name, OnUnknown *on_unknown)
+{
+	for (size_t i = 0; i < lengthof(on_unknown_names); i++)
+	{
+		if (strcmp(name, on_unknown_names[i]) == 0)
+		{
+			*on_unknown = (OnUnknown) i;
+			return true;
+		}
+	}
+	return false;
+}
+
 static bool
 span_equal(Span a, Span b)
 {

@@ -21,6 +21,10 @@ typedef enum OnUnknown
 	ON_UNKNOWN_ACCEPT
 } OnUnknown;
 
+/* Its name in SQL, and back; false if there is no such name. */
+extern const char *on_unknown_name(OnUnknown on_unknown);
+extern bool on_unknown_parse(const char *name, OnUnknown *on_unknown);
+
 /* Bytes that somebody else owns; data is NULL for SQL's null. */
 typedef struct Span
 {

@@ -145,21 +145,6 @@ set_column(Datum *values, bool *nulls, int column, Datum value)
 	nulls[column - 1] = false;
 }
 
-static OnUnknown
-parse_on_unknown(const char *value)
-{
-	if (strcmp(value, "retry") == 0)
-		return ON_UNKNOWN_RETRY;
-	if (strcmp(value, "hold") == 0)
-		return ON_UNKNOWN_HOLD;
-	if (strcmp(value, "accept") == 0)
-		return ON_UNKNOWN_ACCEPT;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for \"on_unknown\": \"%s\"", value),
-			 errhint("Valid values are retry, hold and accept.")));
-}
-
 static void
 complete_server(Datum *values, bool *nulls, Oid caller)
 {
@@ -217,7 +202,11 @@ complete_content_key(Datum *values, bool *nulls)
 		set_column(values, nulls, OUTBOX_ON_UNKNOWN,
 				   CStringGetTextDatum(GetConfigOption("timpush.on_unknown", false, false)));
 	on_unknown = TextDatumGetCString(values[OUTBOX_ON_UNKNOWN - 1]);
-	content.on_unknown = parse_on_unknown(on_unknown);
+	if (!on_unknown_parse(on_unknown, &content.on_unknown))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for \"on_unknown\": \"%s\"", on_unknown),
+				 errhint("Valid values are retry, hold and accept.")));
 	content.server.data = NameStr(*DatumGetName(values[OUTBOX_SERVER - 1]));
 	content.server.len = strlen(content.server.data);
 	content.from = text_span(text_column(values, nulls, OUTBOX_FROM_ACCOUNT));

@@ -108,21 +108,6 @@ journal_begin(Journal *journal)
 	journal->sent_members = 0;
 }
 
-static const char *
-on_unknown_name(OnUnknown on_unknown)
-{
-	switch (on_unknown)
-	{
-		case ON_UNKNOWN_RETRY:
-			return "retry";
-		case ON_UNKNOWN_HOLD:
-			return "hold";
-		case ON_UNKNOWN_ACCEPT:
-			return "accept";
-	}
-	return NULL;				/* keep compiler quiet */
-}
-
 /* ------------------------------------------------------------------------
  * New requests out of the outbox
  * ------------------------------------------------------------------------

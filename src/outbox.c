@@ -39,10 +39,10 @@
 
 #include "compat.h"
 #include "journal.h"
+#include "load.h"
 #include "outbox.h"
 #include "outbox_columns.h"
 #include "owner.h"
-#include "push.h"
 #include "timpush.h"
 
 /*
@@ -96,10 +96,6 @@ typedef enum Statement
 #define REQUEST_ARRAY	((Oid) 1)
 #define RESULT_ARRAY	((Oid) 2)
 #define ERROR_ARRAY		((Oid) 3)
-
-#define REQUEST_COLUMNS \
-	"q.id, q.server, q.msg_random, q.content, q.accounts, q.on_unknown, " \
-	"q.attempts, q.resends, q.in_doubt, q.maybe_duplicate, q.first_sent_at, q.created_at"
 
 static const struct
 {
@@ -579,16 +575,6 @@ outbox_abort(void)
  * ------------------------------------------------------------------------
  */
 
-/* A column of a result row, 0 for null. */
-static Datum
-column_value(HeapTuple tuple, TupleDesc desc, int column)
-{
-	bool		isnull;
-	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
-
-	return isnull ? (Datum) 0 : value;
-}
-
 static void
 add_server(const ServerOptions *server)
 {
@@ -628,11 +614,11 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 	label = SPI_getvalue(tuple, desc, 1);
 	state->paused = strcmp(label, "paused") == 0 || strcmp(label, "held") == 0;
 	state->suspended = strcmp(label, "suspended") == 0;
-	state->random_key = (uint64) DatumGetInt64(column_value(tuple, desc, 2));
-	state->next_probe_at = DatumGetTimestampTz(column_value(tuple, desc, 4));
+	state->random_key = (uint64) DatumGetInt64(load_column(tuple, desc, 2));
+	state->next_probe_at = DatumGetTimestampTz(load_column(tuple, desc, 4));
 	state->reason = SPI_getvalue(tuple, desc, 5);
-	state->error_code = DatumGetInt32(column_value(tuple, desc, 6));
-	state->options_version = (uint64) DatumGetInt64(column_value(tuple, desc, 7));
+	state->error_code = DatumGetInt32(load_column(tuple, desc, 6));
+	state->options_version = (uint64) DatumGetInt64(load_column(tuple, desc, 7));
 }
 
 void
@@ -658,93 +644,6 @@ outbox_note_server(const ServerOptions *server, const char *state,
  * Claiming from the outbox
  * ------------------------------------------------------------------------
  */
-
-/* The waiting rows that a statement has returned. */
-typedef struct Loaded
-{
-	int			n;
-	ComposeRow *rows;
-	WaitingPush *pushes;
-	ItemPointerData *tids;
-} Loaded;
-
-static OnUnknown
-on_unknown_of(Datum value)
-{
-	char	   *name = TextDatumGetCString(value);
-
-	return strcmp(name, "hold") == 0 ? ON_UNKNOWN_HOLD :
-		strcmp(name, "accept") == 0 ? ON_UNKNOWN_ACCEPT : ON_UNKNOWN_RETRY;
-}
-
-static Span
-span_of(WaitingPush *push, int column)
-{
-	if (push->nulls[column - 1])
-		return text_span(NULL);
-	push->values[column - 1] =
-		PointerGetDatum(PG_DETOAST_DATUM_PACKED(push->values[column - 1]));
-	return text_span((text *) DatumGetPointer(push->values[column - 1]));
-}
-
-static void
-load_accounts(ComposeRow *row, const WaitingPush *push)
-{
-	Datum	   *elements;
-	int			n;
-	int			handed_out = DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
-	Span	   *accounts;
-
-	deconstruct_array(DatumGetArrayTypeP(push->values[OUTBOX_TO_ACCOUNTS - 1]),
-					  TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
-	row->naccounts = Max(n - handed_out, 0);
-	accounts = palloc(sizeof(Span) * Max(row->naccounts, 1));
-	for (int i = 0; i < row->naccounts; i++)
-		accounts[i] = text_span(DatumGetTextPP(elements[handed_out + i]));
-	row->accounts = accounts;
-}
-
-static void
-load_row(ComposeRow *row, WaitingPush *push)
-{
-	Content    *content = &row->content;
-
-	row->id = DatumGetInt64(push->values[OUTBOX_ID - 1]);
-	row->content_key = DatumGetInt64(push->values[OUTBOX_CONTENT_KEY - 1]);
-	row->priority = DatumGetInt32(push->values[OUTBOX_PRIORITY - 1]);
-	row->send_at = DatumGetTimestampTz(push->values[OUTBOX_SEND_AT - 1]);
-	content->server.data = NameStr(*DatumGetName(push->values[OUTBOX_SERVER - 1]));
-	content->server.len = strlen(content->server.data);
-	content->from = span_of(push, OUTBOX_FROM_ACCOUNT);
-	content->title = span_of(push, OUTBOX_TITLE);
-	content->descr = span_of(push, OUTBOX_DESCR);
-	content->data_id = span_of(push, OUTBOX_DATA_ID);
-	content->extra = span_of(push, OUTBOX_EXTRA);
-	content->on_unknown = on_unknown_of(push->values[OUTBOX_ON_UNKNOWN - 1]);
-	load_accounts(row, push);
-}
-
-static void
-load_rows(Loaded *loaded)
-{
-	SPITupleTable *table = SPI_tuptable;
-	Datum		values[OUTBOX_NATTS + 1];
-	bool		nulls[OUTBOX_NATTS + 1];
-
-	loaded->n = (int) SPI_processed;
-	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
-	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));
-	loaded->tids = palloc(sizeof(ItemPointerData) * Max(loaded->n, 1));
-	for (int i = 0; i < loaded->n; i++)
-	{
-		/* the row, and behind its columns where it lies */
-		heap_deform_tuple(table->vals[i], table->tupdesc, values, nulls);
-		memcpy(loaded->pushes[i].values, values, sizeof(loaded->pushes[i].values));
-		memcpy(loaded->pushes[i].nulls, nulls, sizeof(loaded->pushes[i].nulls));
-		loaded->tids[i] = *(ItemPointer) DatumGetPointer(values[OUTBOX_NATTS]);
-		load_row(&loaded->rows[i], &loaded->pushes[i]);
-	}
-}
 
 /* Rows that are handed out entirely leave; of others the rest stays. */
 static void
@@ -848,7 +747,7 @@ find_more(const Loaded *heads, const ServerOptions *server, TimestampTz now, int
 	run(FIND_MORE, values, NULL);
 	*nkeys = (int) SPI_processed;
 	for (int i = 0; i < *nkeys; i++)
-		keys[i] = column_value(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		keys[i] = load_column(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 	return keys;
 }
 
@@ -862,30 +761,6 @@ request_size(const ServerOptions *server)
 	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
 		size = Max((int) server->accounts_per_second, 1);
 	return size;
-}
-
-/* Add the rows that are not among the heads already. */
-static void
-merge_loaded(Loaded *heads, const Loaded *more)
-{
-	int			nheads = heads->n;
-	int			size = nheads + more->n;
-
-	heads->rows = repalloc(heads->rows, sizeof(ComposeRow) * size);
-	heads->pushes = repalloc(heads->pushes, sizeof(WaitingPush) * size);
-	heads->tids = repalloc(heads->tids, sizeof(ItemPointerData) * size);
-	for (int i = 0; i < more->n; i++)
-	{
-		int			j = 0;
-
-		while (j < nheads && heads->rows[j].id != more->rows[i].id)
-			j++;
-		if (j < nheads)
-			continue;
-		heads->rows[heads->n] = more->rows[i];
-		heads->pushes[heads->n] = more->pushes[i];
-		heads->tids[heads->n++] = more->tids[i];
-	}
 }
 
 /*
@@ -925,7 +800,7 @@ load_riders(Loaded *heads, const ServerOptions *server, TimestampTz now, int max
 							  Min((int64) size * max, Max(size, MAX_ROWS_PER_CLAIM / nkeys)));
 	run(LOAD_ALIKE, values, NULL);
 	load_rows(&alike);
-	merge_loaded(heads, &alike);
+	load_merge(heads, &alike);
 }
 
 List *
@@ -969,53 +844,6 @@ outbox_expire(int max)
  * ------------------------------------------------------------------------
  */
 
-static Request *
-load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent)
-{
-	MemoryContext context = AllocSetContextCreate(parent, "timpush request",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	Request    *request = palloc0(sizeof(Request));
-	Datum	   *accounts;
-
-	request->context = context;
-	request->serverid = serverid;
-	request->id = DatumGetInt64(column_value(tuple, desc, 1));
-	request->server = *DatumGetName(column_value(tuple, desc, 2));
-	request->msg_random = (uint32) DatumGetInt64(column_value(tuple, desc, 3));
-	request->content = DatumGetJsonbPCopy(column_value(tuple, desc, 4));
-	deconstruct_array(DatumGetArrayTypeP(column_value(tuple, desc, 5)), TEXTOID,
-					  -1, false, TYPALIGN_INT, &accounts, NULL, &request->naccounts);
-	request->accounts = palloc(sizeof(char *) * Max(request->naccounts, 1));
-	for (int i = 0; i < request->naccounts; i++)
-		request->accounts[i] = TextDatumGetCString(accounts[i]);
-	request->on_unknown = on_unknown_of(column_value(tuple, desc, 6));
-	request->attempts = DatumGetInt32(column_value(tuple, desc, 7));
-	request->resends = DatumGetInt32(column_value(tuple, desc, 8));
-	request->in_doubt = DatumGetBool(column_value(tuple, desc, 9));
-	request->maybe_duplicate = DatumGetBool(column_value(tuple, desc, 10));
-	request->first_sent_at = DatumGetTimestampTz(column_value(tuple, desc, 11));
-	MemoryContextSwitchTo(old);
-	return request;
-}
-
-static void
-add_member(Request *request, HeapTuple tuple, TupleDesc desc)
-{
-	Member	   *member;
-
-	if (request->members == NULL)
-		request->members = MemoryContextAllocZero(request->context,
-												  sizeof(Member) * Max(request->naccounts, 1));
-	member = &request->members[request->nmembers++];
-	member->push_id = DatumGetInt64(column_value(tuple, desc, 2));
-	member->first = DatumGetInt32(column_value(tuple, desc, 3));
-	member->accounts = DatumGetInt32(column_value(tuple, desc, 4));
-	member->expires_at = DatumGetTimestampTz(column_value(tuple, desc, 5));
-	if (member->expires_at == 0)
-		member->expires_at = DT_NOEND;
-}
-
 static int
 compare_request_ids(const ListCell *a, const ListCell *b)
 {
@@ -1047,13 +875,13 @@ load_requests(Oid serverid, MemoryContext parent)
 	run(LOAD_MEMBERS, &value, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		int64		id = DatumGetInt64(column_value(SPI_tuptable->vals[i],
-													SPI_tuptable->tupdesc, 1));
+		int64		id = DatumGetInt64(load_column(SPI_tuptable->vals[i],
+												   SPI_tuptable->tupdesc, 1));
 
 		while (DatumGetInt64(ids[current]) != id)
 			current++;
-		add_member(list_nth(requests, current), SPI_tuptable->vals[i],
-				   SPI_tuptable->tupdesc);
+		load_member(list_nth(requests, current), SPI_tuptable->vals[i],
+					SPI_tuptable->tupdesc);
 	}
 	return requests;
 }

@@ -1,0 +1,181 @@
+/*-------------------------------------------------------------------------
+ *
+ * load.c
+ *	  Rows of our tables taken apart: waiting pushes, requests of the journal.
+ *
+ * Reads what a statement has left in SPI_tuptable and runs no SQL itself.
+ *
+ * Crash story: reads only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "load.h"
+#include "push.h"
+
+Datum
+load_column(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
+
+	return isnull ? (Datum) 0 : value;
+}
+
+static OnUnknown
+on_unknown_of(Datum value)
+{
+	OnUnknown	on_unknown = ON_UNKNOWN_RETRY;
+
+	/* the table's own check knows no other names */
+	(void) on_unknown_parse(TextDatumGetCString(value), &on_unknown);
+	return on_unknown;
+}
+
+static Span
+span_of(WaitingPush *push, int column)
+{
+	if (push->nulls[column - 1])
+		return text_span(NULL);
+	push->values[column - 1] =
+		PointerGetDatum(PG_DETOAST_DATUM_PACKED(push->values[column - 1]));
+	return text_span((text *) DatumGetPointer(push->values[column - 1]));
+}
+
+static void
+load_accounts(ComposeRow *row, const WaitingPush *push)
+{
+	Datum	   *elements;
+	int			n;
+	int			handed_out = DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
+	Span	   *accounts;
+
+	deconstruct_array(DatumGetArrayTypeP(push->values[OUTBOX_TO_ACCOUNTS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
+	row->naccounts = Max(n - handed_out, 0);
+	accounts = palloc(sizeof(Span) * Max(row->naccounts, 1));
+	for (int i = 0; i < row->naccounts; i++)
+		accounts[i] = text_span(DatumGetTextPP(elements[handed_out + i]));
+	row->accounts = accounts;
+}
+
+static void
+load_row(ComposeRow *row, WaitingPush *push)
+{
+	Content    *content = &row->content;
+
+	row->id = DatumGetInt64(push->values[OUTBOX_ID - 1]);
+	row->content_key = DatumGetInt64(push->values[OUTBOX_CONTENT_KEY - 1]);
+	row->priority = DatumGetInt32(push->values[OUTBOX_PRIORITY - 1]);
+	row->send_at = DatumGetTimestampTz(push->values[OUTBOX_SEND_AT - 1]);
+	content->server.data = NameStr(*DatumGetName(push->values[OUTBOX_SERVER - 1]));
+	content->server.len = strlen(content->server.data);
+	content->from = span_of(push, OUTBOX_FROM_ACCOUNT);
+	content->title = span_of(push, OUTBOX_TITLE);
+	content->descr = span_of(push, OUTBOX_DESCR);
+	content->data_id = span_of(push, OUTBOX_DATA_ID);
+	content->extra = span_of(push, OUTBOX_EXTRA);
+	content->on_unknown = on_unknown_of(push->values[OUTBOX_ON_UNKNOWN - 1]);
+	load_accounts(row, push);
+}
+
+void
+load_rows(Loaded *loaded)
+{
+	SPITupleTable *table = SPI_tuptable;
+	Datum		values[OUTBOX_NATTS + 1];
+	bool		nulls[OUTBOX_NATTS + 1];
+
+	loaded->n = (int) SPI_processed;
+	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
+	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));
+	loaded->tids = palloc(sizeof(ItemPointerData) * Max(loaded->n, 1));
+	for (int i = 0; i < loaded->n; i++)
+	{
+		/* the row, and behind its columns where it lies */
+		heap_deform_tuple(table->vals[i], table->tupdesc, values, nulls);
+		memcpy(loaded->pushes[i].values, values, sizeof(loaded->pushes[i].values));
+		memcpy(loaded->pushes[i].nulls, nulls, sizeof(loaded->pushes[i].nulls));
+		loaded->tids[i] = *(ItemPointer) DatumGetPointer(values[OUTBOX_NATTS]);
+		load_row(&loaded->rows[i], &loaded->pushes[i]);
+	}
+}
+
+void
+load_merge(Loaded *heads, const Loaded *more)
+{
+	int			nheads = heads->n;
+	int			size = nheads + more->n;
+
+	heads->rows = repalloc(heads->rows, sizeof(ComposeRow) * size);
+	heads->pushes = repalloc(heads->pushes, sizeof(WaitingPush) * size);
+	heads->tids = repalloc(heads->tids, sizeof(ItemPointerData) * size);
+	for (int i = 0; i < more->n; i++)
+	{
+		int			j = 0;
+
+		while (j < nheads && heads->rows[j].id != more->rows[i].id)
+			j++;
+		if (j < nheads)
+			continue;
+		heads->rows[heads->n] = more->rows[i];
+		heads->pushes[heads->n] = more->pushes[i];
+		heads->tids[heads->n++] = more->tids[i];
+	}
+}
+
+Request *
+load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "timpush request",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Request    *request = palloc0(sizeof(Request));
+	Datum	   *accounts;
+
+	request->context = context;
+	request->serverid = serverid;
+	request->id = DatumGetInt64(load_column(tuple, desc, 1));
+	request->server = *DatumGetName(load_column(tuple, desc, 2));
+	request->msg_random = (uint32) DatumGetInt64(load_column(tuple, desc, 3));
+	request->content = DatumGetJsonbPCopy(load_column(tuple, desc, 4));
+	deconstruct_array(DatumGetArrayTypeP(load_column(tuple, desc, 5)), TEXTOID,
+					  -1, false, TYPALIGN_INT, &accounts, NULL, &request->naccounts);
+	request->accounts = palloc(sizeof(char *) * Max(request->naccounts, 1));
+	for (int i = 0; i < request->naccounts; i++)
+		request->accounts[i] = TextDatumGetCString(accounts[i]);
+	request->on_unknown = on_unknown_of(load_column(tuple, desc, 6));
+	request->attempts = DatumGetInt32(load_column(tuple, desc, 7));
+	request->resends = DatumGetInt32(load_column(tuple, desc, 8));
+	request->in_doubt = DatumGetBool(load_column(tuple, desc, 9));
+	request->maybe_duplicate = DatumGetBool(load_column(tuple, desc, 10));
+	request->first_sent_at = DatumGetTimestampTz(load_column(tuple, desc, 11));
+	MemoryContextSwitchTo(old);
+	return request;
+}
+
+void
+load_member(Request *request, HeapTuple tuple, TupleDesc desc)
+{
+	Member	   *member;
+
+	if (request->members == NULL)
+		request->members = MemoryContextAllocZero(request->context,
+												  sizeof(Member) * Max(request->naccounts, 1));
+	member = &request->members[request->nmembers++];
+	member->push_id = DatumGetInt64(load_column(tuple, desc, 2));
+	member->first = DatumGetInt32(load_column(tuple, desc, 3));
+	member->accounts = DatumGetInt32(load_column(tuple, desc, 4));
+	member->expires_at = DatumGetTimestampTz(load_column(tuple, desc, 5));
+	if (member->expires_at == 0)
+		member->expires_at = DT_NOEND;
+}
