@@ -7,6 +7,7 @@ MODULE_big = timpush
 OBJS = \
 	src/compose.o \
 	src/enqueue.o \
+	src/front.o \
 	src/http.o \
 	src/journal.o \
 	src/launcher.o \
@@ -18,6 +19,7 @@ OBJS = \
 	src/policy.o \
 	src/preview.o \
 	src/push.o \
+	src/recent.o \
 	src/request.o \
 	src/response.o \
 	src/rowset.o \

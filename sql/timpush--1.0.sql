@@ -40,17 +40,23 @@ CREATE TABLE push_outbox (
   enqueued_by  name NOT NULL,
   created_at   timestamptz NOT NULL,
   content_key  bigint NOT NULL,
-  handed_out   integer NOT NULL DEFAULT 0
-);
+  accounts     integer NOT NULL,
+  handed_out   integer NOT NULL DEFAULT 0,
+  handed_bytes integer NOT NULL DEFAULT 0
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000);
+
+-- uncompressed, so that a slice of a large push can be read without the rest
+ALTER TABLE push_outbox ALTER to_accounts SET STORAGE EXTERNAL;
 
 -- the head of a server's queue, one range for each priority
 CREATE INDEX push_outbox_head ON push_outbox (server, priority, send_at, id);
 -- rows that can share a call
 CREATE INDEX push_outbox_content ON push_outbox (content_key, send_at, id);
 -- rows that die before they are sent
-CREATE INDEX push_outbox_expiry ON push_outbox (expires_at)
+CREATE INDEX push_outbox_expiry ON push_outbox (expires_at, id)
   WHERE expires_at IS NOT NULL;
-
 -- large pushes that are being handed out
 CREATE INDEX push_outbox_partly ON push_outbox (id) WHERE handed_out > 0;
 -- a key is known once
@@ -67,14 +73,16 @@ COMMENT ON COLUMN push_outbox.descr IS 'text of the notification';
 COMMENT ON COLUMN push_outbox.data_id IS 'the application''s own identifier, at most 64 bytes; comes back in callbacks';
 COMMENT ON COLUMN push_outbox.extra IS 'further fields of the request by the API''s names';
 COMMENT ON COLUMN push_outbox.priority IS '0 to 9, 9 leaves first';
-COMMENT ON COLUMN push_outbox.send_at IS 'not sent before';
+COMMENT ON COLUMN push_outbox.send_at IS 'not sent before; moved if an account of it has just been sent the same content';
 COMMENT ON COLUMN push_outbox.expires_at IS 'not sent at or after; null: never expires';
 COMMENT ON COLUMN push_outbox.on_unknown IS 'what to do when it cannot be known whether the API got it: retry, hold or accept';
 COMMENT ON COLUMN push_outbox.dedup_key IS 'a second push with the same key for the same server is not sent';
 COMMENT ON COLUMN push_outbox.enqueued_by IS 'role that enqueued it';
 COMMENT ON COLUMN push_outbox.created_at IS 'when it was enqueued';
 COMMENT ON COLUMN push_outbox.content_key IS 'hash of all that must be equal in pushes that share a call';
+COMMENT ON COLUMN push_outbox.accounts IS 'number of all its accounts';
 COMMENT ON COLUMN push_outbox.handed_out IS 'number of accounts already handed to requests';
+COMMENT ON COLUMN push_outbox.handed_bytes IS 'where in to_accounts the next account begins';
 COMMENT ON SEQUENCE push_outbox_id_seq IS 'ids of pushes';
 COMMENT ON INDEX push_outbox_head IS 'the next push of a server';
 COMMENT ON INDEX push_outbox_content IS 'pushes that may share a call';
@@ -394,8 +402,7 @@ FROM (
          pg_catalog.max(p.send_at) AS send_at
   FROM (
     SELECT o.id AS push_id, o.server, 'waiting'::text AS state,
-           pg_catalog.cardinality(o.to_accounts) AS push_accounts,
-           pg_catalog.cardinality(o.to_accounts) - o.handed_out AS accounts,
+           o.accounts AS push_accounts, o.accounts - o.handed_out AS accounts,
            0 AS failed, 0 AS retried, false AS maybe_duplicate,
            NULL::bigint AS request_id, NULL::text AS task_id,
            s.error_code, s.reason AS error_info,

@@ -21,13 +21,6 @@
 
 #include "compose.h"
 
-/* An open-addressing set of the accounts of one request. */
-typedef struct AccountSet
-{
-	const Span **slots;
-	uint32		mask;
-} AccountSet;
-
 typedef struct Composer
 {
 	ComposeRow *rows;
@@ -36,7 +29,9 @@ typedef struct Composer
 	int		   *next_alike;		/* next row of equal content, or -1 */
 	int		   *first_alike;	/* first row of the row's content */
 	int			max_accounts;
-	AccountSet	set;
+	RecentAccounts *recent;
+	int64		now;
+	uint64	   *keys;			/* of the accounts under consideration */
 } Composer;
 
 static const char *const on_unknown_names[] = {
@@ -107,42 +102,6 @@ content_equal(const Content *a, const Content *b)
 		span_equal(a->descr, b->descr) &&
 		span_equal(a->data_id, b->data_id) &&
 		span_equal(a->extra, b->extra);
-}
-
-static uint32
-account_slot(const AccountSet *set, const Span *account)
-{
-	uint32		i = hash_bytes((const unsigned char *) account->data,
-							   (int) account->len) & set->mask;
-
-	while (set->slots[i] != NULL && !span_equal(*set->slots[i], *account))
-		i = (i + 1) & set->mask;
-	return i;
-}
-
-/* How many accounts from "first" on are not in the set, up to "count". */
-static int
-count_absent(const AccountSet *set, const ComposeRow *row, int first, int count)
-{
-	int			n;
-
-	for (n = 0; n < count; n++)
-	{
-		if (set->slots[account_slot(set, &row->accounts[first + n])] != NULL)
-			break;
-	}
-	return n;
-}
-
-static void
-add_accounts(AccountSet *set, const ComposeRow *row, int first, int count)
-{
-	for (int i = 0; i < count; i++)
-	{
-		const Span *account = &row->accounts[first + i];
-
-		set->slots[account_slot(set, account)] = account;
-	}
 }
 
 /* An age order that every part of the queue agrees on. */
@@ -222,7 +181,6 @@ static void
 composer_init(Composer *c, ComposeRow *rows, int nrows, int max_accounts)
 {
 	int		   *by_content = palloc(sizeof(int) * nrows);
-	uint32		size = 16;
 
 	c->rows = rows;
 	c->nrows = nrows;
@@ -233,6 +191,7 @@ composer_init(Composer *c, ComposeRow *rows, int nrows, int max_accounts)
 	for (int i = 0; i < nrows; i++)
 	{
 		rows[i].taken = 0;
+		rows[i].put_off = 0;
 		c->by_rank[i] = by_content[i] = i;
 	}
 	qsort_arg(c->by_rank, nrows, sizeof(int), compare_rank, rows);
@@ -240,10 +199,43 @@ composer_init(Composer *c, ComposeRow *rows, int nrows, int max_accounts)
 	chain_alike(c, by_content);
 	pfree(by_content);
 
-	while (size < (uint32) max_accounts * 2)
-		size *= 2;
-	c->set.mask = size - 1;
-	c->set.slots = palloc(sizeof(Span *) * size);
+	c->keys = palloc(sizeof(uint64) * max_accounts);
+}
+
+/*
+ * How many of the row's next accounts may leave now, up to "count": those
+ * before the first that may not.  Leaves their keys in c->keys.
+ */
+static int
+count_allowed(Composer *c, const ComposeRow *row, int count)
+{
+	int			n;
+
+	for (n = 0; n < count; n++)
+	{
+		Span		account = row->accounts[row->taken + n];
+
+		if (c->recent == NULL)
+			continue;
+		c->keys[n] = recent_key(row->content_key, account.data, account.len);
+		if (recent_allows(c->recent, c->keys[n], c->now) > c->now)
+			break;
+	}
+	return n;
+}
+
+/* The row waits until all of its accounts that may not leave now may. */
+static void
+put_off_row(Composer *c, ComposeRow *row, int count)
+{
+	for (int i = 0; i < count; i++)
+	{
+		Span		account = row->accounts[row->taken + i];
+		uint64		key = recent_key(row->content_key, account.data, account.len);
+
+		if (recent_allows(c->recent, key, c->now) > c->now)
+			row->put_off = Max(row->put_off, recent_reserve(c->recent, key, c->now));
+	}
 }
 
 /* Take what fits of a row; true if anything does. */
@@ -253,17 +245,23 @@ take_row(Composer *c, int index, ComposedRequest *request)
 	ComposeRow *row = &c->rows[index];
 	int			left = row->naccounts - row->taken;
 	int			room = c->max_accounts - request->naccounts;
+	bool		whole = left <= c->max_accounts;
+	int			wanted = Min(Min(left, room), row->nloaded - row->taken);
 	int			count;
 	ComposePart *part;
 
 	/* what fits into a request of its own is not torn apart */
-	if (left <= 0 || room <= 0 || (left > room && left <= c->max_accounts))
+	if (row->put_off != 0 || wanted <= 0 || (whole && wanted < left))
 		return false;
-	count = count_absent(&c->set, row, row->taken, Min(left, room));
-	if (count == 0 || (count < left && left <= c->max_accounts))
+	count = count_allowed(c, row, wanted);
+	if (count == 0 || (whole && count < left))
+	{
+		put_off_row(c, row, whole ? wanted : 1);
 		return false;
+	}
 
-	add_accounts(&c->set, row, row->taken, count);
+	for (int i = 0; i < count && c->recent != NULL; i++)
+		recent_note(c->recent, c->keys[i], c->now);
 	part = &request->parts[request->nparts++];
 	part->row = index;
 	part->first = row->taken;
@@ -273,41 +271,45 @@ take_row(Composer *c, int index, ComposedRequest *request)
 	return true;
 }
 
-static void
+/* Compose one around the head; false if the head may not leave. */
+static bool
 fill_request(Composer *c, int head, ComposedRequest *request)
 {
-	memset(c->set.slots, 0, sizeof(Span *) * (c->set.mask + 1));
 	request->nparts = 0;
 	request->naccounts = 0;
 	request->parts = palloc(sizeof(ComposePart) * Min(c->max_accounts, c->nrows));
 
-	take_row(c, head, request);
+	if (!take_row(c, head, request))
+		return false;
 	for (int i = c->first_alike[head]; i >= 0; i = c->next_alike[i])
 	{
-		if (i != head)
-			take_row(c, i, request);
 		if (request->naccounts >= c->max_accounts)
 			break;
+		if (i != head)
+			take_row(c, i, request);
 	}
+	return true;
 }
 
 int
-compose(ComposeRow *rows, int nrows, int max_requests, int max_accounts,
-		ComposedRequest *out)
+compose(ComposeRow *rows, int nrows, const ComposeBounds *bounds,
+		RecentAccounts *recent, int64_t now, ComposedRequest *out)
 {
-	Composer	c;
+	Composer	c = {.recent = recent,.now = now};
 	int			n = 0;
+	int			total = 0;
 
 	if (nrows == 0)
 		return 0;
-	composer_init(&c, rows, nrows, max_accounts);
-	for (int i = 0; i < nrows && n < max_requests; i++)
+	composer_init(&c, rows, nrows, bounds->accounts);
+	for (int i = 0; i < nrows; i++)
 	{
 		int			head = c.by_rank[i];
 
 		/* a large head keeps its place until it is handed out */
-		while (n < max_requests && rows[head].taken < rows[head].naccounts)
-			fill_request(&c, head, &out[n++]);
+		while (n < bounds->requests && total < bounds->total &&
+			   fill_request(&c, head, &out[n]))
+			total += out[n++].naccounts;
 	}
 	return n;
 }

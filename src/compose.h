@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "recent.h"
+
 /* What a push wants done when it cannot be known whether the API got it. */
 typedef enum OnUnknown
 {
@@ -53,8 +55,10 @@ typedef struct ComposeRow
 	int			priority;
 	int64_t		send_at;
 	int			naccounts;		/* accounts not yet handed out, all different */
+	int			nloaded;		/* how many of them are in "accounts" */
 	const Span *accounts;
 	int			taken;			/* out: how many of them are now */
+	int64_t		put_off;		/* out: the row must wait until then; 0: no */
 } ComposeRow;
 
 /* Accounts first .. first + count - 1 of a row, in a request. */
@@ -72,6 +76,14 @@ typedef struct ComposedRequest
 	int			naccounts;
 } ComposedRequest;
 
+/* How much to compose. */
+typedef struct ComposeBounds
+{
+	int			requests;		/* at most so many */
+	int			accounts;		/* in each */
+	int			total;			/* none is begun with so many in all */
+} ComposeBounds;
+
 /* Hash of a content, for content_key. */
 extern int64_t content_hash(const Content *content);
 
@@ -79,20 +91,23 @@ extern int64_t content_hash(const Content *content);
 extern bool content_equal(const Content *a, const Content *b);
 
 /*
- * Compose at most max_requests requests of at most max_accounts accounts.
+ * Compose requests.
  *
  * "rows" may come in any order, each once.  The first by (priority from 9
  * down, send_at, id) that still has accounts picks the content of the next
  * request; rows of byte-equal content ride along, oldest first.  A row that
  * fits into a request goes whole or waits for the next one, a larger one is
- * sliced.  An account stands once in a request: a row that would repeat one
- * waits, a slice ends before it.
+ * sliced.  An account that has been sent the same content within the last
+ * second, as "recent" knows, or in the same run, may not stand in a request:
+ * a row with such an account is put off, a slice ends before it.  Without
+ * "recent", for requests that are not to be sent, accounts may repeat.
  *
- * Writes the requests into "out", which has room for max_requests, sets
- * "taken" in the rows and returns the number of requests.  Allocates with
- * palloc.
+ * Writes the requests into "out", which has room for bounds->requests, sets
+ * "taken" and "put_off" in the rows, notes in "recent" what it has taken and
+ * returns the number of requests.  Allocates with palloc.
  */
-extern int	compose(ComposeRow *rows, int nrows, int max_requests,
-					int max_accounts, ComposedRequest *out);
+extern int	compose(ComposeRow *rows, int nrows, const ComposeBounds *bounds,
+					RecentAccounts *recent, int64_t now,
+					ComposedRequest *out);
 
 #endif							/* TIMPUSH_COMPOSE_H */

@@ -28,6 +28,7 @@
 #include "nodes/parsenodes.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -146,6 +147,38 @@ set_column(Datum *values, bool *nulls, int column, Datum value)
 }
 
 static void
+complete_count(Datum *values, bool *nulls)
+{
+	ArrayType  *to;
+
+	if (nulls[OUTBOX_TO_ACCOUNTS - 1])
+		return;
+	to = DatumGetArrayTypeP(values[OUTBOX_TO_ACCOUNTS - 1]);
+	set_column(values, nulls, OUTBOX_ACCOUNTS,
+			   Int32GetDatum(ArrayGetNItems(ARR_NDIM(to), ARR_DIMS(to))));
+}
+
+/* How much of the accounts was handed out says nothing of other accounts. */
+static void
+check_handed_out(TriggerData *trigdata)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	bool		isnull[2];
+	Datum		old = heap_getattr(trigdata->tg_trigtuple, OUTBOX_TO_ACCOUNTS, desc, &isnull[0]);
+	Datum		new = heap_getattr(trigdata->tg_newtuple, OUTBOX_TO_ACCOUNTS, desc, &isnull[1]);
+	bool		ignored;
+
+	if (DatumGetInt32(heap_getattr(trigdata->tg_trigtuple, OUTBOX_HANDED_OUT, desc, &ignored)) == 0)
+		return;
+	if (isnull[0] || isnull[1] || !datumIsEqual(old, new, false, -1))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot change the accounts of push %lld, some of which have been handed out",
+						(long long) DatumGetInt64(heap_getattr(trigdata->tg_trigtuple, OUTBOX_ID, desc, &ignored))),
+				 errhint("Cancel the rest with timpush_cancel() and enqueue another push.")));
+}
+
+static void
 complete_server(Datum *values, bool *nulls, Oid caller)
 {
 	Oid			serverid;
@@ -239,6 +272,7 @@ check_row(Datum *values, bool *nulls, bool by_argument)
 		set_column(values, nulls, OUTBOX_PRIORITY, Int32GetDatum(4));
 	push.priority = DatumGetInt32(values[OUTBOX_PRIORITY - 1]);
 	push_check(&push);
+	complete_count(values, nulls);
 }
 
 static void
@@ -312,6 +346,7 @@ prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argu
 			   DirectFunctionCall1(namein,
 								   CStringGetDatum(GetUserNameFromId(caller, false))));
 	set_column(values, nulls, OUTBOX_HANDED_OUT, Int32GetDatum(0));
+	set_column(values, nulls, OUTBOX_HANDED_BYTES, Int32GetDatum(0));
 	/* an id of one's own choice could be that of another role's old push */
 	if (!by_argument && !has_privs_of_role(caller, owner_of_table(outbox)))
 		set_column(values, nulls, OUTBOX_ID,
@@ -363,17 +398,24 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 						RelationGetRelationName(trigdata->tg_relation)),
 				 errhint("The table belongs to the extension; keep columns of your own in another one.")));
 	tuple = is_insert ? trigdata->tg_trigtuple : trigdata->tg_newtuple;
+	if (timpush_is_worker)
+		return PointerGetDatum(tuple);
 	heap_deform_tuple(tuple, RelationGetDescr(trigdata->tg_relation), values, nulls);
 
-	if (!is_prepared_row(values, nulls) &&
-		!is_copied_row(trigdata->tg_relation, is_insert, nulls))
+	if (!is_insert)
+		check_handed_out(trigdata);
+	if (!is_prepared_row(values, nulls))
 	{
-		if (prepare_row(RelationGetRelid(trigdata->tg_relation), values, nulls,
-						is_insert, false) != 0)
+		if (is_copied_row(trigdata->tg_relation, is_insert, nulls))
+			complete_count(values, nulls);
+		else if (prepare_row(RelationGetRelid(trigdata->tg_relation), values, nulls,
+							 is_insert, false) != 0)
 			return PointerGetDatum(NULL);
 		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
 	}
-	wake_request();
+	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
+				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
+				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
 	return PointerGetDatum(tuple);
 }
 

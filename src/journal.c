@@ -170,8 +170,7 @@ add_request(Journal *journal, const Request *request, const char *state,
 /* A push's own columns go with each of its parts. */
 static void
 add_result(Journal *journal, const Request *request, const Member *member,
-		   const WaitingPush *push, int push_accounts, const char *state,
-		   TimestampTz now)
+		   const WaitingPush *push, const char *state, TimestampTz now)
 {
 	Columns		c;
 
@@ -190,7 +189,7 @@ add_result(Journal *journal, const Request *request, const Member *member,
 		put(&c, RESULT_DATA_ID, push->values[OUTBOX_DATA_ID - 1]);
 	if (!push->nulls[OUTBOX_DEDUP_KEY - 1])
 		put(&c, RESULT_DEDUP_KEY, push->values[OUTBOX_DEDUP_KEY - 1]);
-	put(&c, RESULT_PUSH_ACCOUNTS, Int32GetDatum(push_accounts));
+	put(&c, RESULT_PUSH_ACCOUNTS, push->values[OUTBOX_ACCOUNTS - 1]);
 	put(&c, RESULT_PRIORITY, push->values[OUTBOX_PRIORITY - 1]);
 	put_time(&c, RESULT_EXPIRES_AT, member->expires_at);
 	put(&c, RESULT_ENQUEUED_AT, push->values[OUTBOX_CREATED_AT - 1]);
@@ -216,6 +215,7 @@ fill_request(Request *request, const ComposedRequest *composed,
 									   text_value(head, OUTBOX_DATA_ID),
 									   head->nulls[OUTBOX_EXTRA - 1] ? NULL :
 									   DatumGetJsonbP(head->values[OUTBOX_EXTRA - 1]));
+	request->content_key = rows[composed->parts[0].row].content_key;
 	request->on_unknown = rows[composed->parts[0].row].content.on_unknown;
 	request->accounts = palloc(sizeof(char *) * composed->naccounts);
 	request->members = palloc0(sizeof(Member) * composed->nparts);
@@ -281,11 +281,8 @@ journal_compose(Journal *journal, const ComposedRequest *composed,
 	add_request(journal, request, state, 0, now, 0);
 	for (int i = 0; i < request->nmembers; i++)
 	{
-		const WaitingPush *push = &pushes[composed->parts[i].row];
-		int			handed_out = DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
-
-		add_result(journal, request, &request->members[i], push,
-				   handed_out + rows[composed->parts[i].row].naccounts, state, now);
+		add_result(journal, request, &request->members[i],
+				   &pushes[composed->parts[i].row], state, now);
 	}
 	return request;
 }

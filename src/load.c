@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -21,6 +22,9 @@
 
 #include "load.h"
 #include "push.h"
+
+/* A row that can be a request by itself is loaded as a whole (1047/67553). */
+#define WHOLE_ROW	500
 
 Datum
 load_column(HeapTuple tuple, TupleDesc desc, int column)
@@ -51,25 +55,111 @@ span_of(WaitingPush *push, int column)
 	return text_span((text *) DatumGetPointer(push->values[column - 1]));
 }
 
+/* Does the array consist of a header and non-null texts, as ours do? */
 static void
-load_accounts(ComposeRow *row, const WaitingPush *push)
+check_array(const ArrayType *header, int64 id)
 {
-	Datum	   *elements;
-	int			n;
-	int			handed_out = DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
-	Span	   *accounts;
+	if (header->ndim == 1 && header->dataoffset == 0 && header->elemtype == TEXTOID)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("accounts of push %lld are no plain array of text without nulls",
+					(long long) id)));
+}
 
-	deconstruct_array(DatumGetArrayTypeP(push->values[OUTBOX_TO_ACCOUNTS - 1]),
-					  TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
-	row->naccounts = Max(n - handed_out, 0);
-	accounts = palloc(sizeof(Span) * Max(row->naccounts, 1));
-	for (int i = 0; i < row->naccounts; i++)
-		accounts[i] = text_span(DatumGetTextPP(elements[handed_out + i]));
-	row->accounts = accounts;
+/* Enter up to "most" elements between start and end; returns how many. */
+static int
+walk_accounts(AccountBytes *bytes, const char *end, Span *accounts, int most)
+{
+	const char *p = bytes->start;
+	int			n = 0;
+
+	while (n < most && end - p >= VARHDRSZ && VARATT_IS_4B_U(p) &&
+		   end - p >= (int64) VARSIZE(p))
+	{
+		accounts[n++] = text_span((text *) unconstify(char *, p));
+		p = (const char *) INTALIGN(p + VARSIZE(p));
+	}
+	/* the alignment behind the last one may be missing */
+	bytes->end = p;
+	return n;
+}
+
+/*
+ * A large array lies out of line and uncompressed, so that a slice of it can
+ * be had without reading the rest.
+ */
+static int
+load_slice(AccountBytes *bytes, Datum value, int64 id, Span *accounts, int wanted)
+{
+	const int	header_size = ARR_OVERHEAD_NONULLS(1) - VARHDRSZ;
+	int			total = (int) toast_raw_datum_size(value) - VARHDRSZ - header_size;
+	struct varlena *header = PG_DETOAST_DATUM_SLICE(value, 0, header_size);
+	int64		size;
+
+	check_array((ArrayType *) header, id);
+	/* what it takes at the mean length, and if that is not enough, more */
+	for (size = (int64) (total / Max(ARR_DIMS((ArrayType *) header)[0], 1) + 64) * wanted;;
+		 size *= 2)
+	{
+		struct varlena *slice;
+		int			n;
+
+		size = Min(size, total - bytes->offset);
+		slice = PG_DETOAST_DATUM_SLICE(value, header_size + bytes->offset,
+									   (int) size);
+		bytes->start = VARDATA(slice);
+		n = walk_accounts(bytes, bytes->start + VARSIZE(slice) - VARHDRSZ, accounts, wanted);
+		if (n == wanted || size >= total - bytes->offset)
+			return n;
+	}
+}
+
+static int
+load_whole(AccountBytes *bytes, Datum value, int64 id, Span *accounts, int wanted)
+{
+	ArrayType  *array = DatumGetArrayTypeP(value);
+
+	check_array(array, id);
+	bytes->start = ARR_DATA_PTR(array) + bytes->offset;
+	return walk_accounts(bytes, (char *) array + VARSIZE(array), accounts, wanted);
 }
 
 static void
-load_row(ComposeRow *row, WaitingPush *push)
+load_accounts(ComposeRow *row, const WaitingPush *push, AccountBytes *bytes, int most)
+{
+	Datum		value = push->values[OUTBOX_TO_ACCOUNTS - 1];
+	Span	   *accounts;
+	int			wanted;
+
+	row->naccounts = DatumGetInt32(push->values[OUTBOX_ACCOUNTS - 1]) -
+		DatumGetInt32(push->values[OUTBOX_HANDED_OUT - 1]);
+	bytes->offset = DatumGetInt32(push->values[OUTBOX_HANDED_BYTES - 1]);
+	wanted = most > 0 ? Min(row->naccounts, Max(most, WHOLE_ROW)) : 0;
+	accounts = palloc(sizeof(Span) * Max(wanted, 1));
+	row->accounts = accounts;
+	row->nloaded = wanted == 0 ? 0 : VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(value)) ?
+		load_slice(bytes, value, row->id, accounts, wanted) :
+		load_whole(bytes, value, row->id, accounts, wanted);
+	if (row->nloaded < wanted)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("push %lld has fewer accounts than it says", (long long) row->id)));
+}
+
+int
+load_handed_bytes(const Loaded *loaded, int i)
+{
+	const ComposeRow *row = &loaded->rows[i];
+	const AccountBytes *bytes = &loaded->bytes[i];
+	const char *next = row->taken < row->nloaded ?
+	row->accounts[row->taken].data - VARHDRSZ : bytes->end;
+
+	return bytes->offset + (int) (next - bytes->start);
+}
+
+static void
+load_row(ComposeRow *row, WaitingPush *push, AccountBytes *bytes, int most)
 {
 	Content    *content = &row->content;
 
@@ -85,11 +175,11 @@ load_row(ComposeRow *row, WaitingPush *push)
 	content->data_id = span_of(push, OUTBOX_DATA_ID);
 	content->extra = span_of(push, OUTBOX_EXTRA);
 	content->on_unknown = on_unknown_of(push->values[OUTBOX_ON_UNKNOWN - 1]);
-	load_accounts(row, push);
+	load_accounts(row, push, bytes, most);
 }
 
 void
-load_rows(Loaded *loaded)
+load_rows(Loaded *loaded, int most)
 {
 	SPITupleTable *table = SPI_tuptable;
 	Datum		values[OUTBOX_NATTS + 1];
@@ -99,6 +189,7 @@ load_rows(Loaded *loaded)
 	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
 	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));
 	loaded->tids = palloc(sizeof(ItemPointerData) * Max(loaded->n, 1));
+	loaded->bytes = palloc(sizeof(AccountBytes) * Max(loaded->n, 1));
 	for (int i = 0; i < loaded->n; i++)
 	{
 		/* the row, and behind its columns where it lies */
@@ -106,7 +197,8 @@ load_rows(Loaded *loaded)
 		memcpy(loaded->pushes[i].values, values, sizeof(loaded->pushes[i].values));
 		memcpy(loaded->pushes[i].nulls, nulls, sizeof(loaded->pushes[i].nulls));
 		loaded->tids[i] = *(ItemPointer) DatumGetPointer(values[OUTBOX_NATTS]);
-		load_row(&loaded->rows[i], &loaded->pushes[i]);
+		load_row(&loaded->rows[i], &loaded->pushes[i], &loaded->bytes[i], most);
+		most -= loaded->rows[i].nloaded;
 	}
 }
 
@@ -119,6 +211,7 @@ load_merge(Loaded *heads, const Loaded *more)
 	heads->rows = repalloc(heads->rows, sizeof(ComposeRow) * size);
 	heads->pushes = repalloc(heads->pushes, sizeof(WaitingPush) * size);
 	heads->tids = repalloc(heads->tids, sizeof(ItemPointerData) * size);
+	heads->bytes = repalloc(heads->bytes, sizeof(AccountBytes) * size);
 	for (int i = 0; i < more->n; i++)
 	{
 		int			j = 0;
@@ -129,6 +222,7 @@ load_merge(Loaded *heads, const Loaded *more)
 			continue;
 		heads->rows[heads->n] = more->rows[i];
 		heads->pushes[heads->n] = more->pushes[i];
+		heads->bytes[heads->n] = more->bytes[i];
 		heads->tids[heads->n++] = more->tids[i];
 	}
 }

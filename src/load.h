@@ -18,6 +18,14 @@
 /* A column of a result row, 0 for null. */
 extern Datum load_column(HeapTuple tuple, TupleDesc desc, int column);
 
+/* The accounts of a row that are loaded: elements of its array. */
+typedef struct AccountBytes
+{
+	const char *start;			/* of the first one, its length word */
+	const char *end;			/* behind the last one */
+	int			offset;			/* of "start" within the array's elements */
+} AccountBytes;
+
 /* Waiting rows, in the order in which a statement has returned them. */
 typedef struct Loaded
 {
@@ -25,13 +33,19 @@ typedef struct Loaded
 	ComposeRow *rows;
 	WaitingPush *pushes;
 	ItemPointerData *tids;
+	AccountBytes *bytes;
 } Loaded;
 
 /*
  * Take apart the rows in SPI_tuptable: all columns of push_outbox, then ctid.
  * In the current context; what is not detoasted points into the rows.
+ * Accounts are loaded until there are "most" of them: all of a row, or the
+ * first ones of a row with more than 500, or none at all.
  */
-extern void load_rows(Loaded *loaded);
+extern void load_rows(Loaded *loaded, int most);
+
+/* The value of handed_bytes after what has been taken of row i. */
+extern int	load_handed_bytes(const Loaded *loaded, int i);
 
 /* Add the rows of "more" that are not among the first ones already. */
 extern void load_merge(Loaded *heads, const Loaded *more);

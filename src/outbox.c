@@ -43,13 +43,22 @@
 #include "outbox.h"
 #include "outbox_columns.h"
 #include "owner.h"
+#include "recent.h"
 #include "timpush.h"
 
+/* A claim begins no further request with so many accounts, to keep it short. */
+#define MAX_ACCOUNTS_PER_CLAIM	4000
+
+/* How often a claim tries anew if all that it has found must be put off. */
+#define MAX_TRIES			8
+
 /*
- * Rows of one content that a claim reads at most for each request that it
- * may make, and for all of them together.
+ * Pushes, and accounts, that are given the outcome "expired" in one
+ * transaction; and how many accounts share a request that is never sent.
  */
-#define MAX_ROWS_PER_CLAIM	2000
+#define MAX_EXPIRE			500
+#define MAX_EXPIRE_ACCOUNTS	20000
+#define EXPIRED_SIZE		500
 
 /*
  * On a server without a limit calls are not scarce.  When so many looks for
@@ -62,14 +71,19 @@
 typedef enum Statement
 {
 	LOAD_HEADS,
-	FIND_MORE,
+	FIND_FRONT,
+	FIND_ALIKE,
 	LOAD_ALIKE,
+	FIND_CONTENT_FRONT,
 	LOAD_EXPIRED,
+	FIND_EXPIRY_FRONT,
 	DELETE_PUSHES,
 	UPDATE_HANDED_OUT,
+	PUT_OFF,
 	INSERT_REQUESTS,
 	INSERT_RESULTS,
 	FIND_RETRIES,
+	FIND_RETRY_FRONT,
 	FIND_ORPHANS,
 	NOTE_IN_FLIGHT,
 	LOAD_MEMBERS,
@@ -84,9 +98,6 @@ typedef enum Statement
 	LOAD_SERVER,
 	INSERT_SERVER,
 	NOTE_SERVER,
-	RETRY_DUE,
-	PUSH_DUE,
-	EXPIRY_DUE,
 	NSTATEMENTS
 } Statement;
 
@@ -105,33 +116,60 @@ static const struct
 
 	[LOAD_HEADS] = {
 		"SELECT h.* "
-		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("
+		"FROM unnest($4, $5, $6) p(priority, at, id) CROSS JOIN LATERAL ("
 		" SELECT o.*, o.ctid FROM @.push_outbox o"
-		" WHERE o.server = $1 AND o.priority = p AND o.send_at <= $2"
+		" WHERE o.server = $1 AND o.priority = p.priority"
+		" AND (o.send_at, o.id) >= (p.at, p.id) AND o.send_at <= $2"
 		" AND (o.expires_at IS NULL OR o.expires_at > $2)"
 		" ORDER BY o.send_at, o.id LIMIT $3 FOR UPDATE SKIP LOCKED) h "
 		"LIMIT $3",
-		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID}
 	},
-	[FIND_MORE] = {
-		"SELECT u.key FROM unnest($1, $2) u(key, n) WHERE u.n < ("
-		" SELECT count(*) FROM (SELECT FROM @.push_outbox w"
-		" WHERE w.content_key = u.key AND w.server = $3 AND w.send_at <= $4"
-		" LIMIT u.n + 1) more)",
-		{INT8ARRAYOID, INT4ARRAYOID, NAMEOID, TIMESTAMPTZOID}
+	[FIND_FRONT] = {
+		"SELECT p.priority, f.send_at, f.id "
+		"FROM unnest($2, $3, $4) p(priority, at, id) CROSS JOIN LATERAL ("
+		" SELECT o.send_at, o.id FROM @.push_outbox o"
+		" WHERE o.server = $1 AND o.priority = p.priority"
+		" AND (o.send_at, o.id) >= (p.at, p.id)"
+		" ORDER BY o.send_at, o.id LIMIT 1) f",
+		{NAMEOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID}
+	},
+	[FIND_ALIKE] = {
+		"SELECT w.ctid, k.n, w.accounts "
+		"FROM unnest($1, $2, $3) WITH ORDINALITY k(key, at, id, n) CROSS JOIN LATERAL ("
+		" SELECT o.ctid, o.accounts - o.handed_out AS accounts FROM @.push_outbox o"
+		" WHERE o.content_key = k.key AND o.server = $4"
+		" AND (o.send_at, o.id) >= (k.at, k.id) AND o.send_at <= $5"
+		" AND (o.expires_at IS NULL OR o.expires_at > $5)"
+		" ORDER BY o.send_at, o.id LIMIT $6) w "
+		"LIMIT $7",
+		{INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID, INT8OID}
 	},
 	[LOAD_ALIKE] = {
-		"SELECT o.* "
-		"FROM unnest($1) k CROSS JOIN LATERAL ("
-		" SELECT w.*, w.ctid FROM @.push_outbox w"
-		" WHERE w.content_key = k AND w.server = $2 AND w.send_at <= $3"
-		" AND (w.expires_at IS NULL OR w.expires_at > $3)"
-		" ORDER BY w.send_at, w.id LIMIT $4 FOR UPDATE SKIP LOCKED) o",
-		{INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID}
+		"SELECT o.*, o.ctid FROM @.push_outbox o "
+		"WHERE o.ctid = ANY ($1) AND o.server = $2 AND o.send_at <= $3"
+		" AND (o.expires_at IS NULL OR o.expires_at > $3) "
+		"FOR UPDATE SKIP LOCKED",
+		{TIDARRAYOID, NAMEOID, TIMESTAMPTZOID}
+	},
+	[FIND_CONTENT_FRONT] = {
+		"SELECT k.key, f.send_at, f.id "
+		"FROM unnest($1, $2, $3) k(key, at, id) LEFT JOIN LATERAL ("
+		" SELECT o.send_at, o.id FROM @.push_outbox o"
+		" WHERE o.content_key = k.key AND (o.send_at, o.id) >= (k.at, k.id)"
+		" ORDER BY o.send_at, o.id LIMIT 1) f ON true",
+		{INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID}
 	},
 	[LOAD_EXPIRED] = {
-		"SELECT o.*, o.ctid FROM @.push_outbox o WHERE o.expires_at <= $1 "
-		"ORDER BY o.expires_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+		"SELECT o.*, o.ctid FROM @.push_outbox o "
+		"WHERE (o.expires_at, o.id) >= ($3, $4) AND o.expires_at <= $1 "
+		"ORDER BY o.expires_at, o.id LIMIT $2 FOR UPDATE SKIP LOCKED",
+		{TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_EXPIRY_FRONT] = {
+		"SELECT o.expires_at, o.id FROM @.push_outbox o "
+		"WHERE (o.expires_at, o.id) >= ($1, $2) AND o.expires_at >= $1 "
+		"ORDER BY o.expires_at, o.id LIMIT 1",
 		{TIMESTAMPTZOID, INT8OID}
 	},
 	[DELETE_PUSHES] = {
@@ -139,9 +177,14 @@ static const struct
 		{TIDARRAYOID}
 	},
 	[UPDATE_HANDED_OUT] = {
-		"UPDATE @.push_outbox o SET handed_out = o.handed_out + u.n "
-		"FROM unnest($1, $2) u(id, n) WHERE o.id = u.id",
-		{INT8ARRAYOID, INT4ARRAYOID}
+		"UPDATE @.push_outbox o SET handed_out = o.handed_out + u.n, handed_bytes = u.bytes "
+		"FROM unnest($1, $2, $3) u(place, n, bytes) WHERE o.ctid = u.place",
+		{TIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID}
+	},
+	[PUT_OFF] = {
+		"UPDATE @.push_outbox o SET send_at = u.at "
+		"FROM unnest($1, $2) u(place, at) WHERE o.ctid = u.place",
+		{TIDARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 	[INSERT_REQUESTS] = {
 		"INSERT INTO @.push_request SELECT * FROM unnest($1)",
@@ -153,8 +196,16 @@ static const struct
 	},
 	[FIND_RETRIES] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
-		"WHERE q.server = $1 AND q.next_attempt_at <= $2 AND q.state = 'retry' "
+		"WHERE q.server = $1 AND (q.next_attempt_at, q.id) >= ($4, $5)"
+		" AND q.next_attempt_at <= $2 AND q.state = 'retry' "
 		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_RETRY_FRONT] = {
+		"SELECT q.next_attempt_at, q.id FROM @.push_request q "
+		"WHERE q.server = $1 AND (q.next_attempt_at, q.id) >= ($2, $3)"
+		" AND q.next_attempt_at >= $2 AND q.state = 'retry' "
+		"ORDER BY q.next_attempt_at, q.id LIMIT 1",
 		{NAMEOID, TIMESTAMPTZOID, INT8OID}
 	},
 	[FIND_ORPHANS] = {
@@ -269,23 +320,6 @@ static const struct
 		" since = clock_timestamp(), next_probe_at = $5 "
 		"WHERE server = $1 AND state IN ('active', 'suspended')",
 		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID}
-	},
-	[RETRY_DUE] = {
-		"SELECT min(next_attempt_at) FROM @.push_request "
-		"WHERE server = $1 AND next_attempt_at IS NOT NULL AND state = 'retry'",
-		{NAMEOID}
-	},
-	[PUSH_DUE] = {
-		"SELECT min(d.send_at) "
-		"FROM unnest('{9,8,7,6,5,4,3,2,1,0}'::integer[]) p CROSS JOIN LATERAL ("
-		" SELECT o.send_at FROM @.push_outbox o"
-		" WHERE o.server = $1 AND o.priority = p"
-		" ORDER BY o.send_at, o.id LIMIT 1) d",
-		{NAMEOID}
-	},
-	[EXPIRY_DUE] = {
-		"SELECT min(expires_at) FROM @.push_outbox WHERE expires_at IS NOT NULL",
-		{0}
 	},
 };
 
@@ -652,9 +686,10 @@ remove_taken(const Loaded *loaded)
 	Datum	   *gone = palloc(sizeof(Datum) * loaded->n);
 	Datum	   *partly = palloc(sizeof(Datum) * loaded->n);
 	Datum	   *counts = palloc(sizeof(Datum) * loaded->n);
+	Datum	   *bytes = palloc(sizeof(Datum) * loaded->n);
 	int			ngone = 0;
 	int			npartly = 0;
-	Datum		values[2];
+	Datum		values[3];
 
 	for (int i = 0; i < loaded->n; i++)
 	{
@@ -664,91 +699,75 @@ remove_taken(const Loaded *loaded)
 			gone[ngone++] = PointerGetDatum(&loaded->tids[i]);
 		else if (row->taken > 0)
 		{
-			partly[npartly] = Int64GetDatum(row->id);
-			counts[npartly++] = Int32GetDatum(row->taken);
+			partly[npartly] = PointerGetDatum(&loaded->tids[i]);
+			counts[npartly] = Int32GetDatum(row->taken);
+			bytes[npartly++] = Int32GetDatum(load_handed_bytes(loaded, i));
 		}
 	}
+	/* the rows are locked, so they are where we found them */
 	if (ngone > 0)
 	{
-		/* the rows are locked, so they are where we found them */
 		values[0] = array_of(gone, ngone, TIDOID);
 		run(DELETE_PUSHES, values, NULL);
 	}
 	if (npartly > 0)
 	{
-		values[0] = array_of(partly, npartly, INT8OID);
+		values[0] = array_of(partly, npartly, TIDOID);
 		values[1] = array_of(counts, npartly, INT4OID);
+		values[2] = array_of(bytes, npartly, INT4OID);
 		run(UPDATE_HANDED_OUT, values, NULL);
 	}
 }
 
-/* Turn loaded rows into at most "max" requests of the journal. */
-static List *
-journal_rows(Loaded *loaded, const char *state, const ServerOptions *server,
-			 uint64 random_key, int max, int max_accounts, MemoryContext parent)
+/*
+ * Rows with an account that has just been sent the same content wait; returns
+ * how many there are.  One that has been handed out in part has moved, and
+ * waits when its turn comes again.
+ */
+static int
+put_off(const Loaded *loaded)
 {
-	ComposedRequest *composed = palloc(sizeof(ComposedRequest) * max);
-	int			n = compose(loaded->rows, loaded->n, max, max_accounts, composed);
+	Datum	   *places = palloc(sizeof(Datum) * loaded->n);
+	Datum	   *times = palloc(sizeof(Datum) * loaded->n);
+	int			n = 0;
+	Datum		values[2];
+
+	for (int i = 0; i < loaded->n; i++)
+	{
+		const ComposeRow *row = &loaded->rows[i];
+
+		if (row->put_off == 0 || row->taken > 0)
+			continue;
+		places[n] = PointerGetDatum(&loaded->tids[i]);
+		times[n++] = TimestampTzGetDatum(row->put_off);
+	}
+	if (n == 0)
+		return 0;
+	values[0] = array_of(places, n, TIDOID);
+	values[1] = array_of(times, n, TIMESTAMPTZOID);
+	run(PUT_OFF, values, NULL);
+	return n;
+}
+
+/* Compose requests out of the loaded rows and enter them into the journal. */
+static List *
+journal_rows(Loaded *loaded, const ComposeBounds *bounds, RecentAccounts *recent,
+			 const char *state, Oid serverid, uint64 random_key, TimestampTz now,
+			 MemoryContext parent)
+{
+	ComposedRequest *composed = palloc(sizeof(ComposedRequest) * bounds->requests);
+	int			n = compose(loaded->rows, loaded->n, bounds, recent, now, composed);
 	List	   *requests = NIL;
 
 	journal_begin(&journal);
 	for (int i = 0; i < n; i++)
 		requests = lappend(requests,
 						   journal_compose(&journal, &composed[i], loaded->rows,
-										   loaded->pushes, state,
-										   server != NULL ? server->oid : InvalidOid,
+										   loaded->pushes, state, serverid,
 										   random_key, parent));
 	run_rows(INSERT_REQUESTS, &journal.new_requests);
 	run_rows(INSERT_RESULTS, &journal.new_results);
-	if (n > 0)
-		remove_taken(loaded);
 	return requests;
-}
-
-/* The contents of the loaded rows, each once, and how many rows have it. */
-static int
-distinct_contents(const Loaded *loaded, Datum *keys, Datum *counts)
-{
-	int			nkeys = 0;
-
-	for (int i = 0; i < loaded->n; i++)
-	{
-		Datum		key = Int64GetDatum(loaded->rows[i].content_key);
-		int			j = 0;
-
-		while (j < nkeys && keys[j] != key)
-			j++;
-		if (j == nkeys)
-		{
-			keys[nkeys] = key;
-			counts[nkeys++] = Int32GetDatum(0);
-		}
-		counts[j] = Int32GetDatum(DatumGetInt32(counts[j]) + 1);
-	}
-	return nkeys;
-}
-
-/*
- * Which of the heads' contents have more rows than are loaded?  With
- * distinct contents none, and one look into the index for each says so.
- */
-static Datum *
-find_more(const Loaded *heads, const ServerOptions *server, TimestampTz now, int *nkeys)
-{
-	Datum	   *keys = palloc(sizeof(Datum) * heads->n);
-	Datum	   *counts = palloc(sizeof(Datum) * heads->n);
-	int			n = distinct_contents(heads, keys, counts);
-	Datum		values[4];
-
-	values[0] = array_of(keys, n, INT8OID);
-	values[1] = array_of(counts, n, INT4OID);
-	values[2] = server_name(server);
-	values[3] = TimestampTzGetDatum(now);
-	run(FIND_MORE, values, NULL);
-	*nkeys = (int) SPI_processed;
-	for (int i = 0; i < *nkeys; i++)
-		keys[i] = load_column(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
-	return keys;
 }
 
 /* Accounts that a request of the server may carry. */
@@ -761,6 +780,126 @@ request_size(const ServerOptions *server)
 	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
 		size = Max((int) server->accounts_per_second, 1);
 	return size;
+}
+
+/* ------------------------------------------------------------------------
+ * Riders: rows that share a call with the heads
+ * ------------------------------------------------------------------------
+ */
+
+/* Positions as two array parameters. */
+static void
+put_positions(Datum *values, const Position *positions, int n)
+{
+	Datum	   *times = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *ids = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+	{
+		times[i] = TimestampTzGetDatum(positions[i].at);
+		ids[i] = Int64GetDatum(positions[i].id);
+	}
+	values[0] = array_of(times, n, TIMESTAMPTZOID);
+	values[1] = array_of(ids, n, INT8OID);
+}
+
+static Position
+position_in(HeapTuple tuple, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		at = SPI_getbinval(tuple, desc, column, &isnull);
+
+	if (isnull)
+		return POSITION_NONE;
+	return (Position)
+	{
+		DatumGetTimestampTz(at),
+			DatumGetInt64(load_column(tuple, desc, column + 1))
+	};
+}
+
+/* The contents of the loaded rows, each once, in the order of the rows. */
+static int
+distinct_contents(const Loaded *loaded, int64 *keys)
+{
+	int			nkeys = 0;
+
+	for (int i = 0; i < loaded->n; i++)
+	{
+		int			j = 0;
+
+		while (j < nkeys && keys[j] != loaded->rows[i].content_key)
+			j++;
+		if (j == nkeys)
+			keys[nkeys++] = loaded->rows[i].content_key;
+	}
+	return nkeys;
+}
+
+/* Contents and their fronts as three array parameters. */
+static void
+put_contents(Datum *values, const Front *front, const int64 *keys, int n)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * n);
+	Position   *positions = palloc(sizeof(Position) * n);
+
+	for (int i = 0; i < n; i++)
+	{
+		datums[i] = Int64GetDatum(keys[i]);
+		positions[i] = front_of_content(front, keys[i]);
+	}
+	values[0] = array_of(datums, n, INT8OID);
+	put_positions(&values[1], positions, n);
+}
+
+static bool
+is_loaded(const Loaded *loaded, ItemPointer tid)
+{
+	for (int i = 0; i < loaded->n; i++)
+	{
+		if (ItemPointerEquals(&loaded->tids[i], tid))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Of the rows that FIND_ALIKE has found, those that are needed to fill the
+ * requests of their content and are not loaded yet, as an array of their
+ * places; *nkeys and "keys" become the contents that have any.
+ */
+static Datum
+choose_riders(const Loaded *heads, int per_content, int64 *keys, int *nkeys)
+{
+	SPITupleTable *table = SPI_tuptable;
+	int			nfound = (int) SPI_processed;
+	Datum	   *places = palloc(sizeof(Datum) * Max(nfound, 1));
+	int64	   *with_riders = palloc(sizeof(int64) * Max(*nkeys, 1));
+	int			nplaces = 0;
+	int			nwith = 0;
+	int64		accounts = 0;
+	int64		current = 0;
+
+	for (int i = 0; i < nfound; i++)
+	{
+		ItemPointer tid = (ItemPointer) DatumGetPointer(load_column(table->vals[i], table->tupdesc, 1));
+		int64		n = DatumGetInt64(load_column(table->vals[i], table->tupdesc, 2));
+
+		if (n != current)
+			accounts = 0;
+		current = n;
+		if (accounts >= per_content)
+			continue;
+		accounts += DatumGetInt32(load_column(table->vals[i], table->tupdesc, 3));
+		if (is_loaded(heads, tid))
+			continue;
+		places[nplaces++] = PointerGetDatum(tid);
+		if (nwith == 0 || with_riders[nwith - 1] != keys[n - 1])
+			with_riders[nwith++] = keys[n - 1];
+	}
+	memcpy(keys, with_riders, sizeof(int64) * nwith);
+	*nkeys = nwith;
+	return nplaces > 0 ? array_of(places, nplaces, TIDOID) : (Datum) 0;
 }
 
 /*
@@ -779,64 +918,177 @@ should_look_further(const Loaded *heads, const ServerOptions *server, int max,
 	return ++history->skipped % RELAXED_INTERVAL == 0;
 }
 
-/* Load the rows that can share a call with the heads. */
-static void
-load_riders(Loaded *heads, const ServerOptions *server, TimestampTz now, int max,
-			RiderHistory *history)
+/*
+ * Load the rows that can share a call with the heads.  Returns the number of
+ * contents that have such rows, and them in "keys".
+ */
+static int
+load_riders(Loaded *heads, Claim *claim, const ComposeBounds *bounds, TimestampTz now,
+			int64 *keys)
 {
-	int			size = request_size(server);
-	int			nkeys;
-	Datum	   *keys = find_more(heads, server, now, &nkeys);
-	Datum		values[4];
+	int			nkeys = distinct_contents(heads, keys);
+	int			per_content = Min(bounds->accounts * bounds->requests, MAX_ACCOUNTS_PER_CLAIM);
+	Datum		values[7];
+	Datum		places;
 	Loaded		alike;
 
-	history->misses = nkeys == 0 ? history->misses + 1 : 0;
+	put_contents(values, claim->front, keys, nkeys);
+	values[3] = server_name(claim->server);
+	values[4] = TimestampTzGetDatum(now);
+	values[5] = Int64GetDatum(per_content);
+	values[6] = Int64GetDatum(heads->n + MAX_ACCOUNTS_PER_CLAIM);
+	run(FIND_ALIKE, values, NULL);
+	places = choose_riders(heads, per_content, keys, &nkeys);
+	claim->riders->misses = nkeys == 0 ? claim->riders->misses + 1 : 0;
+	if (nkeys == 0)
+		return 0;
+	values[0] = places;
+	values[1] = server_name(claim->server);
+	values[2] = TimestampTzGetDatum(now);
+	run(LOAD_ALIKE, values, NULL);
+	load_rows(&alike, MAX_ACCOUNTS_PER_CLAIM);
+	load_merge(heads, &alike);
+	return nkeys;
+}
+
+/* ------------------------------------------------------------------------
+ * The claim
+ * ------------------------------------------------------------------------
+ */
+
+/* The priorities that may have rows due, and their fronts, as parameters. */
+static void
+put_priorities(Datum *values, const Front *front, TimestampTz due)
+{
+	Datum		priorities[FRONT_PRIORITIES];
+	Position	positions[FRONT_PRIORITIES];
+	int			n = 0;
+
+	for (int i = FRONT_PRIORITIES - 1; i >= 0; i--)
+	{
+		if (front->priority[i].at > due)
+			continue;
+		priorities[n] = Int32GetDatum(i);
+		positions[n++] = front->priority[i];
+	}
+	values[0] = array_of(priorities, n, INT4OID);
+	put_positions(&values[1], positions, n);
+}
+
+/* Where do the server's queues begin now?  Those that begin later still do. */
+static void
+move_front(const ServerOptions *server, Front *front, TimestampTz now)
+{
+	Datum		values[4];
+
+	values[0] = server_name(server);
+	put_priorities(&values[1], front, now);
+	run(FIND_FRONT, values, NULL);
+	for (int i = 0; i < FRONT_PRIORITIES; i++)
+	{
+		if (front->priority[i].at <= now)
+			front->priority[i] = POSITION_NONE;
+	}
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		front->priority[DatumGetInt32(load_column(tuple, desc, 1))] =
+			position_in(tuple, desc, 2);
+	}
+}
+
+/* And the contents that were looked at? */
+static void
+move_content_fronts(Front *front, const int64 *keys, int nkeys)
+{
+	Datum		values[3];
+
 	if (nkeys == 0)
 		return;
-	values[0] = array_of(keys, nkeys, INT8OID);
-	values[1] = server_name(server);
-	values[2] = TimestampTzGetDatum(now);
-	values[3] = Int64GetDatum(nkeys == max ? size :
-							  Min((int64) size * max, Max(size, MAX_ROWS_PER_CLAIM / nkeys)));
-	run(LOAD_ALIKE, values, NULL);
-	load_rows(&alike);
-	load_merge(heads, &alike);
+	put_contents(values, front, keys, nkeys);
+	run(FIND_CONTENT_FRONT, values, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		front_set_content(front, DatumGetInt64(load_column(tuple, desc, 1)),
+						  position_in(tuple, desc, 2));
+	}
+}
+
+/* One try; *again if it came to nothing but another one may not. */
+static List *
+try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	ComposeBounds bounds = {max, request_size(claim->server), MAX_ACCOUNTS_PER_CLAIM};
+	Datum		values[6];
+	Loaded		loaded;
+	int64	   *keys;
+	int			nkeys = 0;
+	List	   *requests;
+
+	*again = false;
+	values[0] = server_name(claim->server);
+	values[1] = TimestampTzGetDatum(now);
+	values[2] = Int64GetDatum(max);
+	put_priorities(&values[3], claim->front, now);
+	run(LOAD_HEADS, values, NULL);
+	load_rows(&loaded, Min(bounds.accounts * max, MAX_ACCOUNTS_PER_CLAIM));
+	keys = palloc(sizeof(int64) * Max(loaded.n, 1));
+	if (loaded.n > 0 && should_look_further(&loaded, claim->server, max, claim->riders))
+		nkeys = load_riders(&loaded, claim, &bounds, now, keys);
+	requests = journal_rows(&loaded, &bounds, claim->recent, STATE_SENDING,
+							claim->server->oid, claim->random_key, now, parent);
+	if (loaded.n > 0)
+	{
+		remove_taken(&loaded);
+		*again = put_off(&loaded) > 0 && requests == NIL;
+	}
+	move_front(claim->server, claim->front, now);
+	move_content_fronts(claim->front, keys, nkeys);
+	return requests;
 }
 
 List *
-outbox_claim(const ServerOptions *server, uint64 random_key, int max,
-			 RiderHistory *history, MemoryContext parent)
+outbox_claim(Claim *claim, int max, TimestampTz *due, MemoryContext parent)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
-	Loaded		loaded;
+	bool		again = true;
+	List	   *requests = NIL;
 
-	run(LOAD_HEADS, values, NULL);
-	load_rows(&loaded);
-	if (loaded.n == 0)
-		return NIL;
-	if (should_look_further(&loaded, server, max, history))
-		load_riders(&loaded, server, now, max, history);
-	return journal_rows(&loaded, STATE_SENDING, server, random_key, max,
-						request_size(server), parent);
+	for (int i = 0; again && i < MAX_TRIES; i++)
+		requests = try_claim(claim, max, &again, parent);
+	*due = front_first(claim->front).at;
+	return requests;
 }
 
 int
-outbox_expire(int max)
+outbox_expire(Position *front, TimestampTz *due)
 {
-	Datum		values[2] = {TimestampTzGetDatum(GetCurrentTimestamp()), Int64GetDatum(max)};
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[4] = {TimestampTzGetDatum(now), Int64GetDatum(MAX_EXPIRE),
+	TimestampTzGetDatum(front->at), Int64GetDatum(front->id)};
+	ComposeBounds bounds = {0, EXPIRED_SIZE, INT_MAX};
+	int			nrequests;
 	Loaded		loaded;
-	int			nrequests = 0;
 
 	run(LOAD_EXPIRED, values, NULL);
-	load_rows(&loaded);
-	/* a large push takes a request for each 500 accounts */
+	load_rows(&loaded, MAX_EXPIRE_ACCOUNTS);
+	/* a large push takes a request for each so many accounts */
 	for (int i = 0; i < loaded.n; i++)
-		nrequests += loaded.rows[i].naccounts / 500 + 1;
-	if (loaded.n > 0)
-		(void) journal_rows(&loaded, STATE_EXPIRED, NULL, 0, nrequests, 500,
-							CurrentMemoryContext);
-	return loaded.n;
+		bounds.requests += loaded.rows[i].nloaded / EXPIRED_SIZE + 1;
+	nrequests = list_length(journal_rows(&loaded, &bounds, NULL, STATE_EXPIRED, InvalidOid,
+										 0, now, CurrentMemoryContext));
+	remove_taken(&loaded);
+
+	run(FIND_EXPIRY_FRONT, &values[2], NULL);
+	*front = SPI_processed > 0 ?
+		position_in(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : POSITION_NONE;
+	*due = front->at;
+	return nrequests;
 }
 
 /* ------------------------------------------------------------------------
@@ -957,21 +1209,26 @@ write_outcomes(TimestampTz now)
 	run_rows(INSERT_ERRORS, &journal.errors);
 }
 
-List *
-outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
-					 MemoryContext parent)
+/* The first request that goes again, from *front on; moves it there. */
+static void
+move_retry_front(const ServerOptions *server, Position *front)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max)};
-	List	   *found;
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(front->at),
+	Int64GetDatum(front->id)};
+
+	run(FIND_RETRY_FRONT, values, NULL);
+	*front = SPI_processed > 0 ?
+		position_in(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : POSITION_NONE;
+}
+
+/* Those whose pushes expired leave the journal's queue; the others go again. */
+static List *
+resend_or_expire(List *found, uint64 random_key, TimestampTz now)
+{
 	List	   *expired = NIL;
 	List	   *claimed = NIL;
 	ListCell   *cell;
 
-	run(FIND_RETRIES, values, NULL);
-	found = load_requests(server->oid, parent);
-	if (found == NIL)
-		return NIL;
 	journal_begin(&journal);
 	foreach(cell, found)
 	{
@@ -994,6 +1251,24 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 	write_outcomes(now);
 	foreach(cell, expired)
 		MemoryContextDelete(((Request *) lfirst(cell))->context);
+	return claimed;
+}
+
+List *
+outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
+					 Position *front, MemoryContext parent)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[5] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max),
+	TimestampTzGetDatum(front->at), Int64GetDatum(front->id)};
+	List	   *found;
+	List	   *claimed = NIL;
+
+	run(FIND_RETRIES, values, NULL);
+	found = load_requests(server->oid, parent);
+	if (found != NIL)
+		claimed = resend_or_expire(found, random_key, now);
+	move_retry_front(server, front);
 	return claimed;
 }
 
@@ -1025,33 +1300,9 @@ outbox_record(List *requests)
 	write_outcomes(GetCurrentTimestamp());
 }
 
-/* The time that a statement returns in its only row. */
-static TimestampTz
-time_from(Statement statement, const ServerOptions *server)
+void
+outbox_look(const ServerOptions *server, Front *front, Position *retry_front)
 {
-	Datum		name = server != NULL ? server_name(server) : (Datum) 0;
-	Datum		due;
-	bool		isnull;
-
-	run(statement, &name, NULL);
-	due = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	return isnull ? DT_NOEND : DatumGetTimestampTz(due);
-}
-
-TimestampTz
-outbox_push_due(const ServerOptions *server)
-{
-	return time_from(PUSH_DUE, server);
-}
-
-TimestampTz
-outbox_retry_due(const ServerOptions *server)
-{
-	return time_from(RETRY_DUE, server);
-}
-
-TimestampTz
-outbox_expiry_due(void)
-{
-	return time_from(EXPIRY_DUE, NULL);
+	move_front(server, front, GetCurrentTimestamp());
+	move_retry_front(server, retry_front);
 }

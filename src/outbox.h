@@ -12,6 +12,8 @@
 
 #include "nodes/pg_list.h"
 
+#include "front.h"
+#include "recent.h"
 #include "request.h"
 #include "server.h"
 
@@ -70,23 +72,41 @@ typedef struct RiderHistory
 	int			skipped;		/* claims since the last look */
 } RiderHistory;
 
+/* What claiming for a server takes, and keeps from one claim to the next. */
+typedef struct Claim
+{
+	const ServerOptions *server;
+	uint64		random_key;
+	RiderHistory *riders;
+	Front	   *front;
+	RecentAccounts *recent;
+} Claim;
+
 /*
  * Take what may leave now, in a transaction: rows of push_outbox become
  * requests in the journal.  Returns at most "max" of them, each in a context
- * of its own under "parent".
+ * of its own under "parent".  *due becomes the time of the first push that
+ * waits, DT_NOEND if none does.
  */
-extern List *outbox_claim(const ServerOptions *server, uint64 random_key,
-						  int max, RiderHistory *history, MemoryContext parent);
-
-/* Requests whose time to go again has come, likewise. */
-extern List *outbox_claim_retries(const ServerOptions *server, uint64 random_key,
-								  int max, MemoryContext parent);
+extern List *outbox_claim(Claim *claim, int max, TimestampTz *due, MemoryContext parent);
 
 /*
- * Give an outcome to at most "max" pushes, of any server, that expired while
- * they waited; returns how many.
+ * Requests whose time to go again has come, likewise.  *front, before which
+ * there is none, moves on to the first that is left.
  */
-extern int	outbox_expire(int max);
+extern List *outbox_claim_retries(const ServerOptions *server, uint64 random_key,
+								  int max, Position *front, MemoryContext parent);
+
+/* Move the fronts of a server to what waits now, and take nothing. */
+extern void outbox_look(const ServerOptions *server, Front *front, Position *retry_front);
+
+/*
+ * Give an outcome to pushes, of any server, that expired while they waited,
+ * as many as fit into a short transaction.  *front, before which none expires,
+ * moves on; *due becomes the time at which the next one expires, DT_NOEND if
+ * none does.  Returns how many requests they made.
+ */
+extern int	outbox_expire(Position *front, TimestampTz *due);
 
 /*
  * Requests that an earlier worker left in flight, as if their attempts had
@@ -102,13 +122,5 @@ extern void outbox_note_in_flight(int64 first);
 
 /* Record the outcomes and steps of the requests. */
 extern void outbox_record(List *requests);
-
-/*
- * When the server's first waiting push may leave, when its first request goes
- * again, when the first waiting push of any server expires; DT_NOEND if never.
- */
-extern TimestampTz outbox_push_due(const ServerOptions *server);
-extern TimestampTz outbox_retry_due(const ServerOptions *server);
-extern TimestampTz outbox_expiry_due(void);
 
 #endif							/* TIMPUSH_OUTBOX_H */

@@ -54,6 +54,7 @@ typedef struct Request
 	int64		id;
 	uint32		msg_random;
 	Jsonb	   *content;		/* the body without To_Account and MsgRandom */
+	int64		content_key;	/* of a request that was just composed, else 0 */
 	int			naccounts;
 	char	  **accounts;		/* in the server's encoding */
 	OnUnknown	on_unknown;

@@ -52,7 +52,7 @@
 #define CLAIM_PAUSE			5000
 
 Sender *
-sender_create(MemoryContext parent, Oid serverid)
+sender_create(MemoryContext parent, Oid serverid, RecentAccounts *recent)
 {
 	Sender	   *sender = MemoryContextAllocZero(parent, sizeof(Sender));
 	MemoryContext old;
@@ -61,7 +61,36 @@ sender_create(MemoryContext parent, Oid serverid)
 	old = MemoryContextSwitchTo(sender->context);
 	sender->options = server_load(serverid);
 	MemoryContextSwitchTo(old);
+	sender->recent = recent;
+	sender_look_anew(sender);
 	return sender;
+}
+
+void
+sender_look_anew(Sender *sender)
+{
+	front_forget(&sender->front);
+	sender->retry_front = POSITION_FIRST;
+	sender->push_due = sender->retry_due = 0;
+}
+
+void
+sender_note_pushes(Sender *sender, TimestampTz send_at)
+{
+	front_lower(&sender->front, send_at);
+	sender->push_due = Min(sender->push_due, Max(send_at, 0));
+}
+
+/* A request is going to be in the journal, to go again at that time. */
+static void
+note_retry(Sender *sender, TimestampTz when)
+{
+	sender->retry_due = Min(sender->retry_due, when);
+	if (sender->retry_front.at >= when)
+		sender->retry_front = (Position)
+	{
+		when, INT64_MIN
+	};
 }
 
 /* The same trouble?  Its words may count milliseconds or name ports. */
@@ -539,7 +568,20 @@ judge_unmakable(Sender *sender, Request *request, const char *problem)
 	request->outcome.retry_after = -1;
 	request->outcome.error_info = MemoryContextStrdup(request->context, problem);
 	plan_step(sender, request);
-	sender->retry_due = Min(sender->retry_due, request->ended_at);
+	note_retry(sender, request->ended_at);
+}
+
+/* The same content shall not go to these accounts again within a second. */
+static void
+note_departure(Sender *sender, const Request *request, TimestampTz now)
+{
+	if (request->content_key == 0)
+		return;
+	for (int i = 0; i < request->naccounts; i++)
+		recent_note(sender->recent,
+					recent_key(request->content_key, request->accounts[i],
+							   strlen(request->accounts[i])),
+					now);
 }
 
 static bool
@@ -578,6 +620,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	app_take(sender->options->sdkappid, sender->options->requests_per_second,
 			 sender->options->accounts_per_second, request->naccounts, now);
 	sender->in_flight++;
+	note_departure(sender, request, now);
 	return false;
 }
 
@@ -595,7 +638,7 @@ put_back(Sender *sender, Request *request, TimestampTz now)
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	sender->retry_due = Min(sender->retry_due, now);
+	note_retry(sender, now);
 }
 
 bool
@@ -675,7 +718,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 				 request->ended_at);
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
-		sender->retry_due = Min(sender->retry_due, request->ended_at + request->step.delay);
+		note_retry(sender, request->ended_at + request->step.delay);
 }
 
 void
@@ -690,5 +733,5 @@ sender_judge_orphan(Sender *sender, Request *request)
 	request->ended_at = GetCurrentTimestamp();
 	plan_step(sender, request);
 	if (sender != NULL)
-		sender->retry_due = Min(sender->retry_due, request->ended_at + request->step.delay);
+		note_retry(sender, request->ended_at + request->step.delay);
 }

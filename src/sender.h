@@ -34,6 +34,9 @@ typedef struct Sender
 	List	   *ready;			/* claimed, but may not leave yet */
 	TimestampTz push_due;		/* look into the outbox then; 0: now */
 	TimestampTz retry_due;		/* look for requests to go again then */
+	Front		front;			/* no waiting push stands before it ... */
+	Position	retry_front;	/* ... and no request that goes again */
+	RecentAccounts *recent;		/* of all servers of the database */
 	TimestampTz last_claim;
 	RiderHistory riders;
 	int			turn;			/* counts claims, to share them with retries */
@@ -52,7 +55,13 @@ typedef struct Sender
 } Sender;
 
 /* A sender of the server, without connections yet. */
-extern Sender *sender_create(MemoryContext parent, Oid serverid);
+extern Sender *sender_create(MemoryContext parent, Oid serverid, RecentAccounts *recent);
+
+/* Look at everything that waits, from the beginning. */
+extern void sender_look_anew(Sender *sender);
+
+/* Pushes were committed of which the first may be sent then. */
+extern void sender_note_pushes(Sender *sender, TimestampTz send_at);
 
 /* Take over what push_server says; in a transaction. */
 extern void sender_load_state(Sender *sender);

@@ -35,11 +35,17 @@
 #define MAX_DATABASES	1024
 #define MAX_APPS		1024
 
+/* Why a worker is wanted. */
+#define WANTED_FOR_PUSHES	1
+#define WANTED_FOR_SERVERS	2
+
 typedef struct DatabaseSlot
 {
 	Oid			dbid;			/* InvalidOid: free */
 	Latch	   *latch;			/* of the worker; NULL: none */
-	pg_atomic_uint32 wanted;	/* somebody committed, or asked */
+	pg_atomic_uint32 wanted;	/* for what: WANTED_... */
+	pg_atomic_uint64 first_send_at; /* of new pushes, as sortable() */
+	pg_atomic_uint64 first_expiry;
 	bool		left_well;		/* the last worker left in good order */
 	TimestampTz due;			/* when there is work next; DT_NOEND: never */
 	TimestampTz evicted_until;	/* there shall be no worker before; 0: none */
@@ -74,6 +80,19 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 #endif
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
+/* Times as unsigned numbers that sort alike. */
+static uint64
+sortable(TimestampTz time)
+{
+	return (uint64) time ^ (UINT64CONST(1) << 63);
+}
+
+static TimestampTz
+from_sortable(uint64 value)
+{
+	return (TimestampTz) (value ^ (UINT64CONST(1) << 63));
+}
+
 static void
 request_shared(void)
 {
@@ -102,6 +121,8 @@ startup_shared(void)
 		for (int i = 0; i < MAX_DATABASES; i++)
 		{
 			pg_atomic_init_u32(&shared->slots[i].wanted, 0);
+			pg_atomic_init_u64(&shared->slots[i].first_send_at, sortable(DT_NOEND));
+			pg_atomic_init_u64(&shared->slots[i].first_expiry, sortable(DT_NOEND));
 			ConditionVariableInit(&shared->slots[i].recorded);
 		}
 	}
@@ -149,6 +170,8 @@ find_slot(Oid dbid, bool make)
 	free_slot->evicted_until = 0;
 	free_slot->due = DT_NOEND;
 	pg_atomic_write_u32(&free_slot->wanted, 0);
+	pg_atomic_write_u64(&free_slot->first_send_at, sortable(DT_NOEND));
+	pg_atomic_write_u64(&free_slot->first_expiry, sortable(DT_NOEND));
 	return free_slot;
 }
 
@@ -176,11 +199,11 @@ shared_prepare_wake(void)
 
 /* Raise the flag; who raised it first sets one latch. */
 static void
-want(DatabaseSlot *slot)
+want(DatabaseSlot *slot, uint32 why)
 {
 	Latch	   *latch;
 
-	if (pg_atomic_exchange_u32(&slot->wanted, 1) != 0)
+	if (pg_atomic_fetch_or_u32(&slot->wanted, why) != 0)
 		return;
 	/* read once: the worker may be leaving; it looks at the flag after that */
 	latch = *(Latch *volatile *) &slot->latch;
@@ -190,17 +213,42 @@ want(DatabaseSlot *slot)
 		SetLatch(latch);
 }
 
-void
-shared_wake(void)
+static void
+wake(uint32 why)
 {
 	Latch	   *launcher;
 
-	if (shared == NULL)
-		return;
 	if (my_slot != NULL)
-		want(my_slot);
+		want(my_slot, why);
 	else if ((launcher = *(Latch *volatile *) &shared->launcher) != NULL)
 		SetLatch(launcher);
+}
+
+static void
+lower(pg_atomic_uint64 * time, TimestampTz to)
+{
+	uint64		value = sortable(to);
+	uint64		old = pg_atomic_read_u64(time);
+
+	while (old > value && !pg_atomic_compare_exchange_u64(time, &old, value))
+		;
+}
+
+void
+shared_wake_for_pushes(TimestampTz send_at, TimestampTz expires_at)
+{
+	if (my_slot != NULL)
+	{
+		lower(&my_slot->first_send_at, send_at);
+		lower(&my_slot->first_expiry, expires_at);
+	}
+	wake(WANTED_FOR_PUSHES);
+}
+
+void
+shared_wake_for_servers(void)
+{
+	wake(WANTED_FOR_SERVERS);
 }
 
 bool
@@ -324,7 +372,7 @@ shared_want_database(Oid dbid)
 
 	if (slot == NULL)
 		return false;
-	want(slot);
+	want(slot, WANTED_FOR_SERVERS);
 	return true;
 }
 
@@ -421,11 +469,22 @@ shared_worker_evicted(void)
 	return until != 0 && until > GetCurrentTimestamp();
 }
 
-/* Has anything been committed since the last call? */
 bool
-shared_worker_woken(void)
+shared_worker_woken(bool *servers)
 {
-	return pg_atomic_exchange_u32(&my_slot->wanted, 0) != 0;
+	uint32		why = pg_atomic_exchange_u32(&my_slot->wanted, 0);
+
+	*servers = (why & WANTED_FOR_SERVERS) != 0;
+	return why != 0;
+}
+
+void
+shared_worker_new_pushes(TimestampTz *send_at, TimestampTz *expires_at)
+{
+	*send_at = from_sortable(pg_atomic_exchange_u64(&my_slot->first_send_at,
+													sortable(DT_NOEND)));
+	*expires_at = from_sortable(pg_atomic_exchange_u64(&my_slot->first_expiry,
+													   sortable(DT_NOEND)));
 }
 
 void

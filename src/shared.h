@@ -21,11 +21,15 @@ extern bool shared_attached(void);
 
 /*
  * Waking.  shared_prepare_wake() finds or makes the entry of the current
- * database; shared_wake() then takes no lock, cannot fail and does one atomic
- * operation and at most one SetLatch, so that it may run at commit.
+ * database; the others then take no lock, cannot fail and do a few atomic
+ * operations and at most one SetLatch, so that they may run at commit.
+ *
+ * The times are those of the earliest push that was committed: when it may be
+ * sent and when it expires; DT_NOBEGIN if that is not known.
  */
 extern void shared_prepare_wake(void);
-extern void shared_wake(void);
+extern void shared_wake_for_pushes(TimestampTz send_at, TimestampTz expires_at);
+extern void shared_wake_for_servers(void);
 
 /* Waiting for the worker of the current database to record outcomes. */
 extern void shared_wait_outcome_begin(void);
@@ -53,9 +57,17 @@ extern bool shared_overflow(void);
 extern bool shared_want_database(Oid dbid);
 extern void shared_forget_database(Oid dbid);
 
-/* The worker's side. */
+/*
+ * The worker's side.  shared_worker_woken() says whether anything has called
+ * for it since the last call, and whether a server was among that.
+ * shared_worker_new_pushes() gives the earliest times of what was committed
+ * since the last call, DT_NOEND if nothing was: every push that a snapshot
+ * taken before that call did not show, but one taken after it does, is no
+ * earlier than what this or a later call says.
+ */
 extern bool shared_worker_attach(Oid dbid);
-extern bool shared_worker_woken(void);
+extern bool shared_worker_woken(bool *servers);
+extern void shared_worker_new_pushes(TimestampTz *send_at, TimestampTz *expires_at);
 extern void shared_worker_recorded(void);
 extern bool shared_worker_evicted(void);
 extern void shared_worker_leaves(TimestampTz due);

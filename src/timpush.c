@@ -34,6 +34,7 @@ char	   *timpush_default_server = NULL;
 int			timpush_default_ttl = 86400;
 int			timpush_on_unknown = ON_UNKNOWN_RETRY;
 int			timpush_idle_exit = 60;
+bool		timpush_is_worker = false;
 
 static const struct config_enum_entry on_unknown_options[] = {
 	{"retry", ON_UNKNOWN_RETRY, false},

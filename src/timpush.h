@@ -19,4 +19,7 @@ extern int	timpush_default_ttl;	/* seconds, 0 = pushes never expire */
 extern int	timpush_on_unknown; /* an OnUnknown of compose.h */
 extern int	timpush_idle_exit;	/* seconds */
 
+/* Is this process a worker?  Its own changes to the outbox need no check. */
+extern bool timpush_is_worker;
+
 #endif							/* TIMPUSH_H */

@@ -35,50 +35,89 @@
 #define EVICTION_PAUSE_MS	20
 #define EVICTION_TRIES		150
 
-static bool wake_pending = false;
+/* What this transaction has to tell the worker. */
+static bool servers_changed = false;
+static bool pushes_added = false;
+static TimestampTz first_send_at = DT_NOEND;
+static TimestampTz first_expiry = DT_NOEND;
+
 static bool warned = false;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
+static void
+forget_transaction(void)
+{
+	servers_changed = pushes_added = false;
+	first_send_at = first_expiry = DT_NOEND;
+}
+
 /*
- * At commit, one atomic operation and perhaps a SetLatch; an error here would
- * be a PANIC.  A prepared transaction wakes when it is committed, see below.
+ * At commit, a few atomic operations and perhaps a SetLatch; an error here
+ * would be a PANIC.  A prepared transaction wakes when it is committed, see
+ * below.
  */
 static void
 wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PARALLEL_COMMIT)
+	switch (event)
 	{
-		if (wake_pending)
-			shared_wake();
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+			if (pushes_added)
+				shared_wake_for_pushes(first_send_at, first_expiry);
+			if (servers_changed)
+				shared_wake_for_servers();
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PARALLEL_ABORT:
+		case XACT_EVENT_PREPARE:
+			break;
+		default:
+			return;
 	}
-	else if (event != XACT_EVENT_ABORT && event != XACT_EVENT_PARALLEL_ABORT &&
-			 event != XACT_EVENT_PREPARE)
-		return;
-	wake_pending = false;
+	forget_transaction();
 }
 
-void
-wake_request(void)
+/* Make ready for the commit; false if there is nobody to be woken. */
+static bool
+prepare_wake(void)
 {
 	static bool registered = false;
 
 	if (!shared_attached())
-	{
-		if (!warned)
-			ereport(WARNING,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("push is enqueued, but nothing sends it, because timpush is not preloaded"),
-					 errhint("Add timpush to shared_preload_libraries and restart the server.")));
-		warned = true;
-		return;
-	}
+		return false;
 	shared_prepare_wake();
 	if (!registered)
 	{
 		RegisterXactCallback(wake_at_commit, NULL);
 		registered = true;
 	}
-	wake_pending = true;
+	return true;
+}
+
+void
+wake_request(void)
+{
+	if (prepare_wake())
+		servers_changed = true;
+}
+
+void
+wake_for_push(TimestampTz send_at, TimestampTz expires_at)
+{
+	if (prepare_wake())
+	{
+		pushes_added = true;
+		first_send_at = Min(first_send_at, send_at);
+		first_expiry = Min(first_expiry, expires_at);
+		return;
+	}
+	if (!warned)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("push is enqueued, but nothing sends it, because timpush is not preloaded"),
+				 errhint("Add timpush to shared_preload_libraries and restart the server.")));
+	warned = true;
 }
 
 /* Statements that change a server or its credentials. */
@@ -190,9 +229,10 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 			shared_end_eviction(evicted);
 	}
 	PG_END_TRY();
+	/* what it has added is not known, so it may be anything */
 	if (commit_prepared)
-		shared_wake();
-	if (server_changed && shared_attached() && OidIsValid(get_extension_oid("timpush", true)))
+		shared_wake_for_pushes(DT_NOBEGIN, DT_NOBEGIN);
+	if (server_changed && OidIsValid(get_extension_oid("timpush", true)))
 		wake_request();
 }
 

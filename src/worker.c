@@ -60,9 +60,6 @@
 /* The mark below which nothing is in flight is moved in steps of this. */
 #define IN_FLIGHT_STEP		1000
 
-/* Pushes that are given the outcome "expired" in one transaction. */
-#define MAX_EXPIRE			500
-
 /* At a termination request, answers are waited for this long. */
 #define GRACE_US			1000000
 
@@ -86,7 +83,9 @@ static dlist_head first_attempts = DLIST_STATIC_INIT(first_attempts);
 static int64 last_claimed = 0;
 static int64 noted_in_flight = 0;
 
-static TimestampTz expiry_due = 0;
+static TimestampTz expiry_due = 0;	/* look for expired pushes then */
+static Position expiry_front = {INT64_MIN, INT64_MIN};
+static RecentAccounts *recent;
 static TimestampTz rest_until = 0;	/* after an error, or for others' locks */
 static bool error_reported = false;
 static TimestampTz locked_since = 0;
@@ -176,7 +175,7 @@ refresh_senders(void)
 		if (sender != NULL)
 			sender_refresh(sender);
 		else
-			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell)));
+			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell), recent));
 	}
 	MemoryContextSwitchTo(cycle_context);
 	servers_known = states_stale = true;
@@ -263,32 +262,41 @@ adopt_orphans(void)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * When to look again: at once if this look came to something and more is due;
+ * what is due but locked by another session, in a while.
+ */
+static TimestampTz
+look_again(TimestampTz due, List *requests, TimestampTz now)
+{
+	return due <= now && requests == NIL ? now + LOCKED_PAUSE_US : due;
+}
+
 static void
 claim_retries(Sender *sender, int room, TimestampTz now)
 {
 	List	   *requests;
 
-	if (sender->retry_due > now)
+	if (room <= 0 || sender->retry_due > now)
 		return;
-	requests = outbox_claim_retries(sender->options, sender->state.random_key,
-									room, claim_context);
-	sender->retry_due = list_length(requests) == room ? 0 :
-		Max(outbox_retry_due(sender->options), now + LOCKED_PAUSE_US);
+	requests = outbox_claim_retries(sender->options, sender->state.random_key, room,
+									&sender->retry_front, claim_context);
+	sender->retry_due = look_again(sender->retry_front.at, requests, now);
 	claimed = list_concat(claimed, requests);
 }
 
 static void
 claim_fresh(Sender *sender, int room, TimestampTz now)
 {
+	Claim		claim = {sender->options, sender->state.random_key, &sender->riders,
+	&sender->front, sender->recent};
 	List	   *requests;
+	TimestampTz due;
 
 	if (room <= 0 || sender->push_due > now)
 		return;
-	requests = outbox_claim(sender->options, sender->state.random_key, room,
-							&sender->riders, claim_context);
-	/* rows that are due but locked by somebody are looked at again soon */
-	sender->push_due = list_length(requests) == room ? 0 :
-		Max(outbox_push_due(sender->options), now + LOCKED_PAUSE_US);
+	requests = outbox_claim(&claim, room, &due, claim_context);
+	sender->push_due = look_again(due, requests, now);
 	claimed = list_concat(claimed, requests);
 }
 
@@ -296,12 +304,11 @@ claim_fresh(Sender *sender, int room, TimestampTz now)
 static void
 look_for_work(Sender *sender)
 {
-	if (sender->usersig[0] != '\0')
+	if (sender->usersig[0] != '\0' || (sender->push_due != 0 && sender->retry_due != 0))
 		return;
-	if (sender->push_due == 0)
-		sender->push_due = outbox_push_due(sender->options);
-	if (sender->retry_due == 0)
-		sender->retry_due = outbox_retry_due(sender->options);
+	outbox_look(sender->options, &sender->front, &sender->retry_front);
+	sender->push_due = front_first(&sender->front).at;
+	sender->retry_due = sender->retry_front.at;
 }
 
 /* Of every four claims, one lets the retries go first. */
@@ -375,10 +382,14 @@ load_server_states(void)
 static void
 expire_pushes(TimestampTz now)
 {
+	int			nrequests;
+
 	if (now < expiry_due)
 		return;
-	if (outbox_expire(MAX_EXPIRE) < MAX_EXPIRE)
-		expiry_due = Max(outbox_expiry_due(), now + EXPIRY_PAUSE_US);
+	nrequests = outbox_expire(&expiry_front, &expiry_due);
+	/* if there are more, at once; else not too often, whoever locks what */
+	if (nrequests == 0 || expiry_due > now)
+		expiry_due = Max(expiry_due, now + EXPIRY_PAUSE_US);
 }
 
 /* What a cycle does in its transaction, if there can be one. */
@@ -462,28 +473,32 @@ after_commit(void)
 	list_free(to_send);
 }
 
+/* What is known of the queue may be wrong: look at all of it. */
+static void
+look_anew(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+		sender_look_anew(lfirst(cell));
+	expiry_front = POSITION_FIRST;
+	expiry_due = 0;
+	states_stale = true;
+}
+
 /* The transaction failed: keep the outcomes, forget the claims. */
 static void
 after_error(void)
 {
-	ListCell   *cell;
-
 	MemoryContextSwitchTo(cycle_context);
 	if (!error_reported)
 		EmitErrorReport();
 	error_reported = true;
-	states_stale = true;
 	FlushErrorState();
 	outbox_abort();
 	MemoryContextSwitchTo(worker_context);
-	foreach(cell, senders)
-	{
-		Sender	   *sender = lfirst(cell);
-
-		sender->push_due = sender->retry_due = 0;
-	}
+	look_anew();
 	claimed = NIL;
-	expiry_due = 0;
 	rest_until = GetCurrentTimestamp() + ERROR_PAUSE_US;
 }
 
@@ -621,16 +636,32 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 	return wanted;
 }
 
-/* Everything may have to be looked at again. */
+/* Pushes that others have committed, before the snapshot that shows them. */
 static void
-note_wake(void)
+note_new_pushes(void)
 {
 	ListCell   *cell;
+	TimestampTz send_at;
+	TimestampTz expires_at;
 
+	shared_worker_new_pushes(&send_at, &expires_at);
+	if (send_at == DT_NOEND)
+		return;
 	foreach(cell, senders)
-		((Sender *) lfirst(cell))->push_due = 0;
-	states_stale = true;
-	expiry_due = Min(expiry_due, GetCurrentTimestamp() + EXPIRY_PAUSE_US);
+		sender_note_pushes(lfirst(cell), send_at);
+	if (expiry_front.at >= expires_at)
+		expiry_front = (Position)
+	{
+		expires_at, INT64_MIN
+	};
+	expiry_due = Min(expiry_due, Max(expires_at, 0));
+}
+
+static void
+note_wake(bool servers)
+{
+	if (servers)
+		look_anew();
 	idle_since = 0;
 }
 
@@ -724,6 +755,8 @@ insist_on_durability(void)
 static void
 handle_signals(void)
 {
+	bool		servers;
+
 	if (ProcDiePending)
 		leave_in_order();
 	if (shared_worker_evicted())
@@ -736,10 +769,11 @@ handle_signals(void)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 		insist_on_durability();
-		note_wake();
+		note_wake(true);
 	}
-	if (shared_worker_woken())
-		note_wake();
+	if (shared_worker_woken(&servers))
+		note_wake(servers);
+	note_new_pushes();
 }
 
 static void
@@ -873,6 +907,7 @@ void
 timpush_worker_main(Datum arg)
 {
 	Oid			dbid = DatumGetObjectId(arg);
+	bool		ignored;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -886,8 +921,10 @@ timpush_worker_main(Datum arg)
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "timpush cycle",
 										  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(worker_context);
+	recent = recent_create();
+	timpush_is_worker = true;
 	override_settings();
-	(void) shared_worker_woken();
+	(void) shared_worker_woken(&ignored);
 	if (!open_database())
 	{
 		shared_worker_leaves(DT_NOEND);
