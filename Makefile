@@ -13,6 +13,7 @@ OBJS = \
 	src/launcher.o \
 	src/limiter.o \
 	src/load.o \
+	src/manage.o \
 	src/msgrandom.o \
 	src/outbox.o \
 	src/owner.o \

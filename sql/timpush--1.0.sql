@@ -479,6 +479,42 @@ REVOKE ALL ON FUNCTION timpush_preview(bigint) FROM PUBLIC;
 COMMENT ON FUNCTION timpush_preview(bigint) IS
   'the request bodies of a push, without sending';
 
+--
+-- Managing pushes and servers
+--
+
+CREATE FUNCTION timpush_cancel(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT;
+REVOKE ALL ON FUNCTION timpush_cancel(bigint) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_cancel(bigint) IS
+  'takes back what of a push has not left; true if there was any';
+
+CREATE FUNCTION timpush_retry(id bigint)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT;
+REVOKE ALL ON FUNCTION timpush_retry(bigint) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_retry(bigint) IS
+  'enqueues a push to the accounts of another one that were not accepted; returns its id';
+
+CREATE FUNCTION timpush_pause(server name)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE;
+REVOKE ALL ON FUNCTION timpush_pause(name) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_pause(name) IS
+  'lets nothing more leave for a server until it is resumed';
+
+CREATE FUNCTION timpush_resume(server name)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE;
+REVOKE ALL ON FUNCTION timpush_resume(name) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_resume(name) IS
+  'makes a server that is paused, suspended or held be tried at once';
+
 CREATE FUNCTION timpush_usersig(userid text, lifetime interval DEFAULT '24h', server name DEFAULT NULL)
 RETURNS text
 AS 'MODULE_PATHNAME'

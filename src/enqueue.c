@@ -37,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "enqueue.h"
 #include "outbox_columns.h"
 #include "owner.h"
 #include "push.h"
@@ -488,22 +489,13 @@ insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 	return id;
 }
 
-/* The push's id, or that of the known push with the same dedup_key. */
-static int64
-enqueue_push(Oid outbox, Datum *args, bool *argnulls)
+int64
+enqueue_row(Oid outbox, Datum *values, bool *nulls)
 {
-	Datum		values[OUTBOX_NATTS] = {0};
-	bool		nulls[OUTBOX_NATTS];
 	const int64 *outer = checked_row;
 	int64		content_key;
 	int64		id;
 
-	memset(nulls, true, sizeof(nulls));
-	for (int i = 0; i < NARGS; i++)
-	{
-		values[arg_specs[i].column - 1] = args[i];
-		nulls[arg_specs[i].column - 1] = argnulls[i];
-	}
 	id = prepare_row(outbox, values, nulls, true, true);
 	if (id != 0)
 		return id;
@@ -520,6 +512,21 @@ enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 	}
 	PG_END_TRY();
 	return id;
+}
+
+static int64
+enqueue_push(Oid outbox, Datum *args, bool *argnulls)
+{
+	Datum		values[OUTBOX_NATTS] = {0};
+	bool		nulls[OUTBOX_NATTS];
+
+	memset(nulls, true, sizeof(nulls));
+	for (int i = 0; i < NARGS; i++)
+	{
+		values[arg_specs[i].column - 1] = args[i];
+		nulls[arg_specs[i].column - 1] = argnulls[i];
+	}
+	return enqueue_row(outbox, values, nulls);
 }
 
 /*

@@ -252,13 +252,10 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
  * A new worker goes on with the trouble that an earlier one had: a suspended
  * server rests until its time, unless its options have changed since.
  */
-void
-sender_load_state(Sender *sender)
+static void
+adopt_state(Sender *sender)
 {
-	bool		first = sender->state.random_key == 0;
-
-	outbox_server_state(sender->options, &sender->state);
-	if (!first || sender->problem_changed)
+	if (sender->problem_changed)
 		return;
 	keep_problem(sender, sender->state.reason, sender->state.error_code,
 				 sender->state.suspended);
@@ -267,14 +264,60 @@ sender_load_state(Sender *sender)
 		sender->blocked_until = Max(sender->blocked_until, sender->state.next_probe_at);
 }
 
-void
+/* Somebody has paused or resumed the server: it begins anew. */
+static void
+forget_trouble(Sender *sender, bool was_paused)
+{
+	keep_problem(sender, NULL, 0, false);
+	sender->problem_changed = false;
+	sender->blocked_until = 0;
+	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	forget_usersig(sender);
+	if (sender->state.paused != was_paused)
+		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
+							 was_paused ? "resumed" : "paused")));
+}
+
+bool
+sender_load_state(Sender *sender)
+{
+	bool		first = sender->state.random_key == 0;
+	bool		was_paused = sender->state.paused;
+	TimestampTz known = sender->state.since;
+
+	if (!outbox_server_state(sender->options, &sender->state))
+		return false;
+	if (first)
+		adopt_state(sender);
+	else if (sender->state.since != known)
+		forget_trouble(sender, was_paused);
+	return true;
+}
+
+bool
 sender_note_problem(Sender *sender)
 {
+	/* a paused server has no trouble of its own */
+	if (sender->state.paused)
+		sender->problem_changed = false;
 	if (!sender->problem_changed)
+		return true;
+	sender->noted = GetCurrentTimestamp();
+	if (!outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
+							sender->problem, sender->problem_code,
+							sender->suspended ? sender->blocked_until : 0,
+							sender->noted))
+		sender->noted = 0;
+	return sender->noted != 0;
+}
+
+void
+sender_problem_noted(Sender *sender)
+{
+	if (!sender->problem_changed || sender->noted == 0)
 		return;
-	outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
-					   sender->problem, sender->problem_code,
-					   sender->suspended ? sender->blocked_until : 0);
+	sender->state.since = sender->noted;
+	sender->problem_changed = false;
 }
 
 static int64
@@ -440,7 +483,7 @@ limited(const Sender *sender)
 TimestampTz
 sender_due(const Sender *sender)
 {
-	if (sender->state.paused)
+	if (sender->state.paused || sender->state.random_key == 0)
 		return DT_NOEND;
 	return Max(Min(sender->push_due, sender->retry_due), sender->blocked_until);
 }
@@ -625,14 +668,15 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 }
 
 /*
- * A push expired between claim and departure: back into the journal, where
- * the next claim takes it out of the request.  The server is not to blame.
+ * Between claim and departure a push expired, or the server was paused: back
+ * into the journal, where the next claim finds it.  The server is not to
+ * blame.
  */
 static void
-put_back(Sender *sender, Request *request, TimestampTz now)
+put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 {
 	MemoryContext old = MemoryContextSwitchTo(request->context);
-	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, "expired before it could leave", NULL, 0};
+	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
 
 	request->ended_at = now;
 	response_outcome(&transfer, &request->outcome);
@@ -648,7 +692,7 @@ sender_send(Sender *sender, Request *request)
 
 	if (request_any_expired(request, now))
 	{
-		put_back(sender, request, now);
+		put_back(sender, request, "expired before it could leave", now);
 		return true;
 	}
 	if (limit_wait(sender, now) > 0)
@@ -660,6 +704,19 @@ sender_send(Sender *sender, Request *request)
 		return false;
 	}
 	return post_request(sender, request, now);
+}
+
+Request *
+sender_take_back(Sender *sender, const char *why)
+{
+	Request    *request;
+
+	if (sender->ready == NIL)
+		return NULL;
+	request = linitial(sender->ready);
+	sender->ready = list_delete_first(sender->ready);
+	put_back(sender, request, why, GetCurrentTimestamp());
+	return request;
 }
 
 TimestampTz
