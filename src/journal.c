@@ -786,7 +786,7 @@ journal_resend(Journal *journal, Request *request, uint64 random_key)
 
 void
 journal_drop(Journal *journal, Request *request, const bool *leaving,
-			 const char *state, TimestampTz due, TimestampTz now)
+			 const char *state, TimestampTz now)
 {
 	int			nleaving = 0;
 
@@ -799,7 +799,8 @@ journal_drop(Journal *journal, Request *request, const bool *leaving,
 		return;
 	}
 	change_request(journal, request, STATE_SPLIT, 0);
-	split_by_member(journal, request, leaving, state, STATE_RETRY, due);
+	split_by_member(journal, request, leaving, state, STATE_RETRY,
+					request->next_attempt_at);
 }
 
 void
@@ -809,5 +810,5 @@ journal_drop_expired(Journal *journal, Request *request, TimestampTz now)
 
 	for (int i = 0; i < request->nmembers; i++)
 		expired[i] = request->members[i].expires_at <= now;
-	journal_drop(journal, request, expired, expired_state(request), now, now);
+	journal_drop(journal, request, expired, expired_state(request), now);
 }

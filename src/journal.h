@@ -65,13 +65,13 @@ extern void journal_resend(Journal *journal, Request *request, uint64 random_key
 
 /*
  * Enter that the members for which "leaving" is true end in the given state,
- * and that the others, if any, go on in a new request, which is due at "due".
- * For a request that is not in flight.
+ * and that the others, if any, go on in a new request when this one would
+ * have.  For a request that is not in flight.
  */
 extern void journal_drop(Journal *journal, Request *request, const bool *leaving,
-						 const char *state, TimestampTz due, TimestampTz now);
+						 const char *state, TimestampTz now);
 
-/* Likewise for the members that have expired; the others are due at once. */
+/* Likewise for the members that have expired. */
 extern void journal_drop_expired(Journal *journal, Request *request,
 								 TimestampTz now);
 

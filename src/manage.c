@@ -263,26 +263,24 @@ static bool
 leave_request(const Session *session, Journal *journal, int64 request_id, int64 push_id)
 {
 	Request    *request;
-	TimestampTz due;
 	bool	   *leaving;
 
 	/* waits for whoever is at it, the worker or another session */
 	run_for_id(session,
-			   "SELECT " REQUEST_COLUMNS ", q.next_attempt_at FROM @.push_request q "
+			   "SELECT " REQUEST_COLUMNS " FROM @.push_request q "
 			   "WHERE q.id = $1 AND q.state = 'retry' AND NOT q.in_doubt"
 			   " AND NOT q.maybe_duplicate FOR UPDATE", request_id);
 	if (SPI_processed == 0)
 		return false;
 	request = load_request(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, InvalidOid,
 						   CurrentMemoryContext);
-	due = DatumGetTimestampTz(column(0, REQUEST_NCOLUMNS + 1));
 	load_members(session, request);
 	leaving = palloc(sizeof(bool) * Max(request->nmembers, 1));
 	for (int i = 0; i < request->nmembers; i++)
 		leaving[i] = request->members[i].push_id == push_id;
 
 	journal_begin(journal);
-	journal_drop(journal, request, leaving, STATE_CANCELLED, due, GetCurrentTimestamp());
+	journal_drop(journal, request, leaving, STATE_CANCELLED, GetCurrentTimestamp());
 	run_rows(session, SQL_CHANGE_REQUESTS, &journal->changed_requests);
 	run_rows(session, SQL_CHANGE_RESULTS, &journal->changed_results);
 	run_rows(session, SQL_INSERT_REQUESTS, &journal->new_requests);

@@ -59,6 +59,9 @@
 #define MAX_EXPIRE			500
 #define MAX_EXPIRE_ACCOUNTS	20000
 
+/* Requests that pushes which expired are taken out of in one transaction. */
+#define MAX_EXPIRE_RETRIES	100
+
 /*
  * On a server without a limit calls are not scarce.  When so many looks for
  * riders behind the first rows have found none, only each eighth claim looks.
@@ -83,6 +86,8 @@ typedef enum Statement
 	INSERT_RESULTS,
 	FIND_RETRIES,
 	FIND_RETRY_FRONT,
+	FIND_EXPIRED_RETRIES,
+	FIND_RETRY_EXPIRY,
 	FIND_ORPHANS,
 	NOTE_IN_FLIGHT,
 	LOAD_MEMBERS,
@@ -207,6 +212,21 @@ static const struct
 		" AND q.next_attempt_at >= $2 AND q.state = 'retry' "
 		"ORDER BY q.next_attempt_at, q.id LIMIT 1",
 		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_EXPIRED_RETRIES] = {
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'"
+		" AND EXISTS (SELECT FROM unnest(q.push_ids) p"
+		"  JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id"
+		"  WHERE r.expires_at <= $2) "
+		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
+		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_RETRY_EXPIRY] = {
+		"SELECT min(r.expires_at) FROM @.push_request q CROSS JOIN unnest(q.push_ids) p"
+		" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id "
+		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'",
+		{NAMEOID}
 	},
 	[FIND_ORPHANS] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
@@ -1212,6 +1232,20 @@ move_retry_front(const ServerOptions *server, Position *front)
 		position_in(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : POSITION_NONE;
 }
 
+/* Pushes that expired in requests that are to go again leave them. */
+static void
+drop_expired(List *requests, TimestampTz now)
+{
+	ListCell   *cell;
+
+	journal_begin(&journal);
+	foreach(cell, requests)
+		journal_drop_expired(&journal, lfirst(cell), now);
+	write_outcomes(now);
+	foreach(cell, requests)
+		MemoryContextDelete(((Request *) lfirst(cell))->context);
+}
+
 /* Those whose pushes expired leave the journal's queue; the others go again. */
 static List *
 resend_or_expire(List *found, uint64 random_key, TimestampTz now)
@@ -1236,12 +1270,7 @@ resend_or_expire(List *found, uint64 random_key, TimestampTz now)
 	run_rows(RESEND_REQUESTS, &journal.changed_requests);
 	run_rows(CHANGE_RESULTS, &journal.changed_results);
 
-	journal_begin(&journal);
-	foreach(cell, expired)
-		journal_drop_expired(&journal, lfirst(cell), now);
-	write_outcomes(now);
-	foreach(cell, expired)
-		MemoryContextDelete(((Request *) lfirst(cell))->context);
+	drop_expired(expired, now);
 	return claimed;
 }
 
@@ -1261,6 +1290,25 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 		claimed = resend_or_expire(found, random_key, now);
 	move_retry_front(server, front);
 	return claimed;
+}
+
+int
+outbox_expire_retries(const ServerOptions *server, TimestampTz *due)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now),
+	Int64GetDatum(MAX_EXPIRE_RETRIES)};
+	List	   *expired;
+	bool		isnull;
+	Datum		first;
+
+	run(FIND_EXPIRED_RETRIES, values, NULL);
+	expired = load_requests(server->oid, CurrentMemoryContext);
+	drop_expired(expired, now);
+	run(FIND_RETRY_EXPIRY, values, NULL);
+	first = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	*due = isnull ? DT_NOEND : DatumGetTimestampTz(first);
+	return list_length(expired);
 }
 
 List *

@@ -117,6 +117,12 @@ extern void outbox_look(const ServerOptions *server, Front *front, Position *ret
 extern int	outbox_expire(Position *front, TimestampTz *due);
 
 /*
+ * Likewise for pushes of a server that expired in requests that are to go
+ * again.  Returns how many requests they were in.
+ */
+extern int	outbox_expire_retries(const ServerOptions *server, TimestampTz *due);
+
+/*
  * Requests that an earlier worker left in flight, as if their attempts had
  * just ended in doubt; the caller plans and records the next step.
  */

@@ -65,6 +65,7 @@ typedef struct Request
 	bool		in_doubt;
 	bool		maybe_duplicate;
 	TimestampTz first_sent_at;	/* 0: never */
+	TimestampTz next_attempt_at;	/* as loaded: when it is to go again */
 	int			nmembers;
 	Member	   *members;
 

@@ -71,7 +71,7 @@ sender_look_anew(Sender *sender)
 {
 	front_forget(&sender->front);
 	sender->retry_front = POSITION_FIRST;
-	sender->push_due = sender->retry_due = 0;
+	sender->push_due = sender->retry_due = sender->retry_expiry = 0;
 }
 
 void
@@ -83,8 +83,10 @@ sender_note_pushes(Sender *sender, TimestampTz send_at)
 
 /* A request is going to be in the journal, to go again at that time. */
 static void
-note_retry(Sender *sender, TimestampTz when)
+note_retry(Sender *sender, const Request *request, TimestampTz when)
 {
+	for (int i = 0; i < request->nmembers; i++)
+		sender->retry_expiry = Min(sender->retry_expiry, request->members[i].expires_at);
 	sender->retry_due = Min(sender->retry_due, when);
 	if (sender->retry_front.at >= when)
 		sender->retry_front = (Position)
@@ -611,7 +613,7 @@ judge_unmakable(Sender *sender, Request *request, const char *problem)
 	request->outcome.retry_after = -1;
 	request->outcome.error_info = MemoryContextStrdup(request->context, problem);
 	plan_step(sender, request);
-	note_retry(sender, request->ended_at);
+	note_retry(sender, request, request->ended_at);
 }
 
 /* The same content shall not go to these accounts again within a second. */
@@ -682,7 +684,7 @@ put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, now);
+	note_retry(sender, request, now);
 }
 
 bool
@@ -775,7 +777,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 				 request->ended_at);
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }
 
 void
@@ -790,5 +792,5 @@ sender_judge_orphan(Sender *sender, Request *request)
 	request->ended_at = GetCurrentTimestamp();
 	plan_step(sender, request);
 	if (sender != NULL)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }

@@ -34,6 +34,7 @@ typedef struct Sender
 	List	   *ready;			/* claimed, but may not leave yet */
 	TimestampTz push_due;		/* look into the outbox then; 0: now */
 	TimestampTz retry_due;		/* look for requests to go again then */
+	TimestampTz retry_expiry;	/* no push in one of them expires before */
 	Front		front;			/* no waiting push stands before it ... */
 	Position	retry_front;	/* ... and no request that goes again */
 	RecentAccounts *recent;		/* of all servers of the database */

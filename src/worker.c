@@ -406,6 +406,28 @@ note_problems(TimestampTz now)
 	}
 }
 
+/*
+ * Pushes in requests that go again expire when their request is claimed, or
+ * here, if nothing is claimed now.
+ */
+static bool
+retries_expire(const Sender *sender, TimestampTz now)
+{
+	return sender->retry_expiry <= now && sender_due(sender) > now;
+}
+
+static void
+expire_retries(Sender *sender, TimestampTz now)
+{
+	int			nrequests;
+
+	if (!retries_expire(sender, now))
+		return;
+	nrequests = outbox_expire_retries(sender->options, &sender->retry_expiry);
+	if (nrequests == 0)
+		sender->retry_expiry = Max(sender->retry_expiry, now + EXPIRY_PAUSE_US);
+}
+
 static void
 expire_pushes(TimestampTz now)
 {
@@ -440,7 +462,10 @@ cycle_work(bool may_claim)
 	{
 		expire_pushes(now);
 		foreach(cell, senders)
+		{
 			claim_for(lfirst(cell), now);
+			expire_retries(lfirst(cell), now);
+		}
 	}
 	note_problems(now);
 	/* the list must outlive the transaction's memory */
@@ -662,6 +687,10 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 			sender_room(sender, now, when) > 0)
 			wanted = true;
 		*when = Min(*when, sender_ready_due(sender, now));
+		if (retries_expire(sender, now))
+			wanted = true;
+		if (sender->retry_expiry > now)
+			*when = Min(*when, sender->retry_expiry);
 	}
 	return wanted;
 }
@@ -708,7 +737,11 @@ rest(TimestampTz now)
 	if (idle_since == 0)
 		idle_since = now;
 	foreach(cell, senders)
-		due = Min(due, sender_due(lfirst(cell)));
+	{
+		Sender	   *sender = lfirst(cell);
+
+		due = Min(due, Min(sender_due(sender), sender->retry_expiry));
+	}
 	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
 	{
 		shared_worker_leaves(due);
