@@ -100,8 +100,11 @@ sub pgbench
 
 	return IPC::Run::start(
 		[
-			'pgbench', '-n', '-c', 4, '-j', 2, '-T', $seconds, '-R', 200,
-			'-f', $script, '-h', $node->host, '-p', $node->port, 'postgres'
+			'pgbench', '-n', '-c', 4,
+			'-j', 2, '-T', $seconds,
+			'-R', 200, '-f', $script,
+			'-h', $node->host, '-p', $node->port,
+			'postgres'
 		],
 		'<',
 		\undef,
@@ -132,7 +135,8 @@ $tim->clear_rules;
 settle($node);
 
 is( sql("SELECT count(*) > 100, count(*) FILTER (WHERE n > 1)
-		 FROM (SELECT count(*) AS n FROM answers WHERE cancelled GROUP BY push_id) c"),
+		 FROM (SELECT count(*) AS n FROM answers WHERE cancelled GROUP BY push_id) c"
+	),
 	't|0',
 	'many pushes were cancelled, each once');
 is( sql("SELECT count(*) FROM push_status s
@@ -144,11 +148,14 @@ is( sql("SELECT count(*) FROM push_status s JOIN noted USING (push_id)
 		 WHERE sent + cancelled + unknown <> accounts"),
 	0,
 	'every other account was sent');
-note sql("SELECT s.state, count(*), sum(sent) AS sent, sum(cancelled) AS cancelled,
+note sql(
+	"SELECT s.state, count(*), sum(sent) AS sent, sum(cancelled) AS cancelled,
 		   sum(maybe_duplicate) AS twice, count(a.push_id) AS cancelled_in_vain
 		 FROM push_status s LEFT JOIN (SELECT DISTINCT push_id FROM answers WHERE NOT cancelled) a USING (push_id)
 		 GROUP BY 1 ORDER BY 1");
-note sql("SELECT state, class, parent IS NOT NULL AS child, count(*) FROM push_request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3");
+note sql(
+	"SELECT state, class, parent IS NOT NULL AS child, count(*) FROM push_request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+);
 is(scalar log_lines($node, qr/lock timeout|deadlock detected/),
 	0, 'nobody waited for long');
 is( sql("SELECT count(*) FROM push_request
