@@ -279,9 +279,21 @@ $id = push_id(
 	\"ARRAY(SELECT 'part-' || n FROM generate_series(1, 95) n)",
 	server => 'slow');
 $node->poll_query_until('postgres',
-	"SELECT count(*) > 1 FROM push_result WHERE push_id = $id");
+	"SELECT count(*) = 1 FROM push_progress WHERE push_id = $id AND done > 10"
+);
+my $progress = row($node, 'SELECT *, eta::text AS left FROM push_progress');
+is_deeply(
+	[ @$progress{qw(push_id server total)} ],
+	[ $id, 'slow', 95 ],
+	'push_progress shows it');
+cmp_ok($progress->{done}, '<', 95, 'while it is on its way');
+is($progress->{percent}, sprintf('%.1f', 100 * $progress->{done} / 95) + 0,
+	'in percent');
+cmp_ok($progress->{rate}, '>', 0, 'with its rate');
+like($progress->{left}, qr/^00:0\d:\d\d$/, 'and the time left');
 is(cancel($id), 't', 'the rest of a push can be cancelled');
 settle($node, where => "push_id = $id");
+is(sql('SELECT count(*) FROM push_progress'), 0, 'and is no longer shown');
 my $status = status($node, $id);
 is($status->{state}, 'partial', 'what was sent stays so');
 is($status->{sent} + $status->{cancelled}, 95,
@@ -396,6 +408,85 @@ $again =~ s/^t\n//;
 resume('chat');
 settle($node);
 is(outcome($again), 'sent/1/0/0/0/0/0', 'what was cancelled can');
+
+#
+# Keys
+#
+sub keyed
+{
+	my ($account, $key, $server) = @_;
+
+	$server //= 'chat';
+	return
+	  "SELECT timpush_batch('administrator', '{$account}', 'keyed', 'text',
+	  server => '$server', dedup_key => '$key')";
+}
+
+# Two sessions at once: the second waits for what becomes of the first.
+foreach my $end ('ROLLBACK', 'COMMIT')
+{
+	my $first = $one->query_safe('BEGIN; ' . keyed("first-$end", $end));
+	my $elsewhere = sql(keyed("elsewhere-$end", $end, 'other'));
+
+	isnt($elsewhere, $first, 'another server does not know the key');
+	$two->query_until(qr/begun/,
+		"\\echo begun\n" . keyed("second-$end", $end) . ";\n");
+	$node->poll_query_until('postgres',
+		"SELECT count(*) = 1 FROM pg_locks WHERE NOT granted")
+	  or die "the other session does not wait\n";
+	$one->query_safe($end);
+	my ($second) = split /\n/, $two->query_safe('SELECT 1');
+	settle($node);
+
+	if ($end eq 'COMMIT')
+	{
+		is($second, $first, 'a key that was committed is known');
+		is(times_seen("second-$end"), 0, 'its second push is not sent');
+		is(times_seen("first-$end"), 1, 'the first is');
+	}
+	else
+	{
+		isnt($second, $first, 'a key that was rolled back is not known');
+		is(times_seen("second-$end"), 1, 'the second push is sent');
+		is(times_seen("first-$end"), 0, 'the first is not');
+	}
+}
+
+# A snapshot from before the first does not hide it.
+$two->query_safe(
+	'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM push_status'
+);
+my $known = sql(keyed('snapshot', 'snapshot'));
+is($two->query_safe(keyed('snapshot-2', 'snapshot')),
+	$known, 'a key is known whatever the snapshot');
+$two->query_safe('COMMIT');
+
+# Whatever became of the first
+pause('chat');
+my %keyed = map { $_ => sql(keyed($_, "was-$_")) } qw(sent cancelled);
+my $expiring = keyed('expired', 'was-expired');
+$expiring =~ s/\)$/, expires_at => clock_timestamp() + interval '1 s')/;
+$keyed{expired} = sql($expiring);
+is(cancel($keyed{cancelled}), 't', 'one is cancelled');
+$node->poll_query_until('postgres',
+	"SELECT state = 'expired' FROM push_status WHERE push_id = $keyed{expired}"
+);
+resume('chat');
+settle($node);
+
+foreach my $state (sort keys %keyed)
+{
+	is(status($node, $keyed{$state})->{state}, $state, "one is $state");
+	is(sql(keyed("$state-again", "was-$state")),
+		$keyed{$state}, 'its key is known');
+}
+settle($node);
+is(times_seen("$_-again"), 0, 'and nothing is sent') foreach sort keys %keyed;
+sql("DELETE FROM push_result WHERE push_id = $keyed{cancelled}");
+isnt(sql(keyed('forgotten', 'was-cancelled')),
+	$keyed{cancelled}, 'until its outcome is deleted');
+settle($node);
+is(times_seen('forgotten'), 1, 'then another one is sent');
 
 $one->quit;
 $two->quit;

@@ -13,7 +13,7 @@ use Time::HiRes qw(time sleep);
 use FakeTIM;
 use TimpushTest;
 
-my $tim = FakeTIM->new->start;
+my $tim = FakeTIM->new(apps => { 1600150143 => 'another-key' })->start;
 my $node = start_node('main', max_prepared_transactions => 2);
 my $key_file = PostgreSQL::Test::Utils::tempdir . '/chat.key';
 
@@ -161,6 +161,76 @@ resume('chat');
 settle($node);
 is(seen('next'), 1, 'until the server is resumed');
 
+# Its trouble then is not written over the pause, and is no work for the worker.
+$id = push_id($node, [ 'slow-1000-b', 'code-70009' ], server => 'chat');
+$node->poll_query_until('postgres',
+	"SELECT state = 'sending' FROM push_status WHERE push_id = $id");
+pause('chat');
+$node->poll_query_until('postgres',
+	"SELECT state = 'retrying' FROM push_status WHERE push_id = $id");
+worker_has_looked();
+sleep 0.5;
+my $activity = q{SELECT xact_commit + xact_rollback, a.state, a.state_change
+	FROM pg_stat_database d JOIN pg_stat_activity a USING (datname)
+	WHERE d.datname = 'postgres' AND a.backend_type = 'timpush worker'};
+my $before = $node->safe_psql('template1', $activity);
+sleep 1.5;
+is($node->safe_psql('template1', $activity),
+	$before, 'the worker has nothing to do');
+is(state_of('chat'), "paused: paused by $user", 'the server stays paused');
+is(sql("SELECT timpush_cancel($id)"),
+	't', 'what was refused can be cancelled');
+resume('chat');
+
+# What was claimed, but has to wait for the limit, does not leave any more: two
+# databases share an app of a call in four seconds.  When both may send, the one
+# whose journal is slow to write is too late.
+my %slow = (
+	sdkappid => 1600150143,
+	secret_key => 'another-key',
+	requests_per_second => '0.25');
+$node->safe_psql('postgres', 'CREATE DATABASE rival');
+$node->safe_psql('rival',
+	'CREATE EXTENSION timpush;' . $tim->create_server_sql('slow', %slow));
+sql($tim->create_server_sql('slow', %slow));
+sql(<<'SQL');
+CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS
+  'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END';
+CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze();
+SQL
+my $held = 0;
+foreach my $round (1 .. 5)
+{
+	last if $held;
+	push_id($node, "token-$round", dbname => 'rival');
+	settle($node, dbname => 'rival');
+	my $rival = push_id($node, "rival-$round", dbname => 'rival');
+	my $mine = push_id($node, "mine-$round", server => 'slow');
+
+	# one of the two leaves
+	wait_until(sub { seen("rival-$round") || seen("mine-$round") },
+		'the next call');
+	sleep 1;
+	if (!seen("mine-$round"))
+	{
+		$held++ if status($node, $mine)->{state} eq 'sending';
+		pause('slow');
+		$node->poll_query_until('postgres',
+			"SELECT state <> 'sending' FROM push_status WHERE push_id = $mine"
+		);
+		is(sql("SELECT timpush_cancel($mine)"),
+			't', 'what has not left can be cancelled');
+		resume('slow');
+	}
+	settle($node, where => "push_id = $mine");
+	settle($node, dbname => 'rival');
+	is( seen("mine-$round"),
+		status($node, $mine)->{sent},
+		'and does not leave');
+}
+is($held, 1, 'such a one was there');
+sql('DROP TRIGGER doze ON push_request');
+
 # Of what has been tried before, what expires meanwhile ends as well.
 $tim->rules([ { kind => 'code', arg => 91000, account => 'tried' } ]);
 my @tried = map {
@@ -279,13 +349,20 @@ is(seen('without-key'), 1, 'until it is resumed');
 $session->quit;
 is_deeply(
 	[ map { /"chat" is (\w+)/ } log_lines($node, qr/server "chat" is/) ],
-	[ ('paused', 'resumed') x 5 ],
+	[
+		('paused', 'resumed') x 2, 'paused',
+		'suspended', 'resumed',
+		('paused', 'resumed') x 3
+	],
 	'each change is logged once'
 ) or note log_lines($node, qr/server "chat" is/);
 is( sql("SELECT count(*) FROM push_request
 		 WHERE next_attempt_at IS NOT NULL AND state <> 'retry'"),
 	0,
 	'nothing that has ended stays among what goes again');
-$tim->ok_ledger($node, 'tables and ledger agree');
+$tim->ok_ledger(
+	$node,
+	'tables and ledger agree',
+	dbname => [ 'postgres', 'rival' ]);
 $node->stop;
 done_testing();
