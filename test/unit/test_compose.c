@@ -300,7 +300,7 @@ load_queue(int64_t now, bool partly)
 		ComposeRow *row = &rows[nrows];
 
 		if (push->row.send_at > now ||
-			(push->handed > 0 && push->handed == push->row.naccounts))
+			(push->handed > 0 && push->handed >= push->row.naccounts))
 			continue;
 		*row = push->row;
 		row->naccounts -= push->handed;
@@ -948,9 +948,25 @@ count_lost_or_repeated(void)
 	return bad;
 }
 
-/*
- * What was composed leaves, after a delay for which it lies in the journal.
- */
+/* Is what was composed there at all?  If not, there is no going on. */
+static bool
+all_there(void)
+{
+	int			sum = 0;
+
+	for (int i = 0; i < got.npieces; i++)
+	{
+		const Piece *piece = &got.pieces[i];
+
+		if (piece->first < 0 || piece->count < 0 ||
+			piece->first + piece->count > pushes[piece->push].row.naccounts)
+			return false;
+		sum += piece->count;
+	}
+	return ndepartures + sum <= (int) lengthof(departures);
+}
+
+/* What was composed leaves. */
 static void
 depart(int64_t now)
 {
@@ -1037,10 +1053,10 @@ hand_out(bool delayed, int *nrounds)
 		compose_by_model(&expected, &bounds, now, false);
 		pfree(run_compose(&bounds, recent, now));
 		bad += !plans_equal(&got, &expected);
+		/* it lies in the journal for a while */
 		if (delayed)
 			now += random_below(20000);
-		/* a mistake shall not end beyond the arrays */
-		if (bad > 0)
+		if (!all_there())
 			break;
 		depart(now);
 		write_back();

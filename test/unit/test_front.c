@@ -370,6 +370,7 @@ check_edges(void)
 {
 	Position	some = {START, 5};
 	Position	before = {START, INT64_MIN};
+	Position	last = {INT64_MAX, INT64_MIN};
 
 	memset(&front, 0x5a, sizeof(front));
 	front_forget(&front);
@@ -382,12 +383,7 @@ check_edges(void)
 	is_position(front_first(&front), POSITION_NONE, "nothing waits");
 	is_position(front_of_content(&front, 1), POSITION_NONE, "nothing waits of a content");
 	front_lower(&front, INT64_MAX);
-	is_position(front_first(&front), (Position)
-/**INDENT** Error@385: Unbalanced parens */
-				{
-		INT64_MAX, INT64_MIN
-/**INDENT** Warning@387: Extra ) */
-	}, "a row at the end of time");
+	is_position(front_first(&front), last, "a row at the end of time");
 	front_lower(&front, START);
 	is_position(front_first(&front), before, "a row is committed: before its time");
 	is_position(front_of_content(&front, 1), before, "a row is committed: its content too");
