@@ -37,6 +37,8 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "enqueue.h"
+#include "insert.h"
 #include "outbox_columns.h"
 #include "owner.h"
 #include "push.h"
@@ -367,6 +369,14 @@ is_prepared_row(Datum *values, bool *nulls)
 		DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]) == *checked_row;
 }
 
+static void
+wake_for_row(const Datum *values, const bool *nulls)
+{
+	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
+				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
+				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
+}
+
 /*
  * timpush_outbox_check() returns trigger
  *
@@ -391,7 +401,7 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"timpush_outbox_check")));
 	is_insert = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
-	if (RelationGetDescr(trigdata->tg_relation)->natts != OUTBOX_NATTS)
+	if (!has_outbox_columns(RelationGetDescr(trigdata->tg_relation)))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("relation \"%s\" does not have the columns of push_outbox",
@@ -413,9 +423,7 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 			return PointerGetDatum(NULL);
 		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
 	}
-	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
-				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
-				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
+	wake_for_row(values, nulls);
 	return PointerGetDatum(tuple);
 }
 
@@ -464,6 +472,7 @@ insert_plan(Oid outbox)
 	return plan;
 }
 
+/* By a query, so that triggers and rules of the owner's act. */
 static int64
 insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 {
@@ -508,6 +517,11 @@ enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 	if (id != 0)
 		return id;
 
+	if (insert_plainly(outbox, values, nulls, &id))
+	{
+		wake_for_row(values, nulls);
+		return id;
+	}
 	content_key = DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]);
 	checked_row = &content_key;
 	PG_TRY();
