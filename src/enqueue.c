@@ -17,13 +17,11 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
-#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/acl.h"
@@ -189,7 +187,7 @@ complete_server(Datum *values, bool *nulls, Oid caller)
 	serverid = server_resolve(nulls[OUTBOX_SERVER - 1] ? NULL :
 							  NameStr(*DatumGetName(values[OUTBOX_SERVER - 1])));
 	server_check_usage(serverid, caller);
-	namestrcpy(name, GetForeignServer(serverid)->servername);
+	server_get_name(serverid, name);
 	set_column(values, nulls, OUTBOX_SERVER, NameGetDatum(name));
 }
 
@@ -235,7 +233,7 @@ complete_content_key(Datum *values, bool *nulls)
 
 	if (nulls[OUTBOX_ON_UNKNOWN - 1])
 		set_column(values, nulls, OUTBOX_ON_UNKNOWN,
-				   CStringGetTextDatum(GetConfigOption("timpush.on_unknown", false, false)));
+				   CStringGetTextDatum(on_unknown_name(timpush_on_unknown)));
 	on_unknown = TextDatumGetCString(values[OUTBOX_ON_UNKNOWN - 1]);
 	if (!on_unknown_parse(on_unknown, &content.on_unknown))
 		ereport(ERROR,
