@@ -73,12 +73,14 @@ static const Oid column_types[OUTBOX_NATTS] = {
 bool
 has_outbox_columns(TupleDesc desc)
 {
-	if (desc->natts != OUTBOX_NATTS)
+	if (desc->natts < OUTBOX_NATTS)
 		return false;
-	for (int i = 0; i < OUTBOX_NATTS; i++)
+	for (int i = 0; i < desc->natts; i++)
 	{
-		if (TupleDescAttr(desc, i)->atttypid != column_types[i] ||
-			TupleDescAttr(desc, i)->atttypmod != -1)
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (i >= OUTBOX_NATTS ? !column->attisdropped :
+			column->atttypid != column_types[i] || column->atttypmod != -1)
 			return false;
 	}
 	return true;
@@ -125,7 +127,7 @@ is_plain_expression(Node *node)
 static bool
 has_plain_checks(TupleDesc desc)
 {
-	for (int i = 0; desc->constr != NULL && i < desc->constr->num_check; i++)
+	for (int i = 0; i < desc->constr->num_check; i++)
 	{
 		if (!is_plain_expression(stringToNode(desc->constr->check[i].ccbin)))
 			return false;
@@ -137,22 +139,17 @@ has_plain_checks(TupleDesc desc)
 static bool
 has_plain_triggers(const TriggerDesc *triggers)
 {
-	int			found = 0;
-
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
-		Trigger    *trigger = &triggers->triggers[i];
 		FmgrInfo	function;
 
-		if (!TRIGGER_FOR_INSERT(trigger->tgtype))
+		if (!TRIGGER_FOR_INSERT(triggers->triggers[i].tgtype))
 			continue;
-		fmgr_info(trigger->tgfoid, &function);
-		if (function.fn_addr != timpush_outbox_check ||
-			trigger->tgenabled != TRIGGER_FIRES_ALWAYS || trigger->tgqual != NULL)
+		fmgr_info(triggers->triggers[i].tgfoid, &function);
+		if (function.fn_addr != timpush_outbox_check)
 			return false;
-		found++;
 	}
-	return found == 1;
+	return true;
 }
 
 static bool
@@ -184,7 +181,8 @@ is_plain_table(Relation rel)
 
 	return form->relkind == RELKIND_RELATION && !form->relispartition &&
 		!form->relforcerowsecurity && rel->rd_rules == NULL &&
-		has_outbox_columns(desc) && desc->constr != NULL &&
+		desc->natts == OUTBOX_NATTS && has_outbox_columns(desc) &&
+		desc->constr != NULL &&
 		!desc->constr->has_generated_stored &&
 		TupleDescAttr(desc, OUTBOX_ID - 1)->attidentity != '\0' &&
 		has_plain_triggers(rel->trigdesc) && has_plain_checks(desc) &&

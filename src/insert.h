@@ -12,7 +12,10 @@
 
 #include "access/tupdesc.h"
 
-/* Are the columns those of push_outbox, as the install script declares them? */
+/*
+ * Are the columns those of push_outbox, as the install script declares them,
+ * with none after them but dropped ones?
+ */
 extern bool has_outbox_columns(TupleDesc desc);
 
 /*
