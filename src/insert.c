@@ -161,7 +161,6 @@ has_plain_indexes(const ResultRelInfo *target)
 
 		/* other kinds may keep pointers to a relation from row to row */
 		if (target->ri_IndexRelationDescs[i]->rd_rel->relam != BTREE_AM_OID ||
-			info->ii_ExclusionOps != NULL ||
 			!is_plain_expression((Node *) info->ii_Expressions) ||
 			!is_plain_expression((Node *) info->ii_Predicate))
 			return false;
@@ -183,7 +182,6 @@ is_plain_table(Relation rel)
 		!form->relforcerowsecurity && rel->rd_rules == NULL &&
 		desc->natts == OUTBOX_NATTS && has_outbox_columns(desc) &&
 		desc->constr != NULL &&
-		!desc->constr->has_generated_stored &&
 		TupleDescAttr(desc, OUTBOX_ID - 1)->attidentity != '\0' &&
 		has_plain_triggers(rel->trigdesc) && has_plain_checks(desc) &&
 		pg_class_aclmask(RelationGetRelid(rel), form->relowner, needed,
