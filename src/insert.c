@@ -86,18 +86,11 @@ has_outbox_columns(TupleDesc desc)
 	return true;
 }
 
-/*
- * The table as the catalog now has it may be another one than the one we
- * know, and so may its indexes.
- */
+/* Whatever changes an index so that it matters changes its table too. */
 static void
 relation_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
-	bool		ours = !OidIsValid(relid) || relid == inserter.outbox;
-
-	for (int i = 0; i < inserter.nindexes && !ours; i++)
-		ours = inserter.indexes[i] == relid;
-	if (ours)
+	if (!OidIsValid(relid) || relid == inserter.outbox)
 		inserter.current = false;
 }
 
