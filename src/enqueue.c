@@ -369,7 +369,7 @@ prepare_row(Oid outbox, Oid caller, Datum *values, bool *nulls, bool is_insert,
 static bool
 prepare_for_trigger(Relation outbox, Datum *values, bool *nulls, bool is_insert)
 {
-	bool		ours = errand != NULL && is_insert && !nulls[OUTBOX_CONTENT_KEY - 1] &&
+	bool		ours = errand != NULL && !nulls[OUTBOX_CONTENT_KEY - 1] &&
 	DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]) == errand->content_key;
 
 	if (!ours && is_copied_row(outbox, is_insert, nulls))
