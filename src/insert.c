@@ -52,7 +52,7 @@
 typedef struct Inserter
 {
 	Oid			outbox;			/* invalid: there is nothing yet */
-	bool		current;		/* nothing has changed since it was made */
+	uint64		version;		/* of the table that it was made for */
 	bool		plain;			/* an INSERT would do no more than we do */
 	Oid			id_sequence;
 	int			nindexes;
@@ -63,6 +63,9 @@ typedef struct Inserter
 } Inserter;
 
 static Inserter inserter;
+
+/* Differs after every change of the table. */
+static uint64 table_version = 1;
 
 static const Oid column_types[OUTBOX_NATTS] = {
 	INT8OID, NAMEOID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
@@ -91,7 +94,7 @@ static void
 relation_changed(Datum arg pg_attribute_unused(), Oid relid)
 {
 	if (!OidIsValid(relid) || relid == inserter.outbox)
-		inserter.current = false;
+		table_version++;
 }
 
 static bool
@@ -208,24 +211,14 @@ forget_inserter(void)
 		FreeExecutorState(estate);
 }
 
-/*
- * Learn the table as it now is.  It counts as current before we look, so that
- * a change that we hear of meanwhile makes us look again for the next row.
- */
 static void
-make_inserter(Relation rel)
+make_ready(Relation rel)
 {
-	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext caller = MemoryContextSwitchTo(CacheMemoryContext);
 
-	forget_inserter();
-	inserter.outbox = RelationGetRelid(rel);
-	inserter.current = true;
-	if (!is_plain_table(rel))
-		return;
-	inserter.id_sequence = getIdentitySequence(RelationGetRelid(rel), OUTBOX_ID, false);
-	MemoryContextSwitchTo(CacheMemoryContext);
 	inserter.estate = CreateExecutorState();
 	MemoryContextSwitchTo(inserter.estate->es_query_cxt);
+	inserter.id_sequence = getIdentitySequence(RelationGetRelid(rel), OUTBOX_ID, false);
 	inserter.target = makeNode(ResultRelInfo);
 	InitResultRelInfo(inserter.target, rel, 0, NULL, 0);
 	/* a copy of its own, since nothing of the relation may stay in use */
@@ -233,6 +226,23 @@ make_inserter(Relation rel)
 											 table_slot_callbacks(rel));
 	learn_indexes();
 	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Learn the table as it now is.  If it changes meanwhile, or an error comes
+ * in between, it is learned again for the next row.
+ */
+static void
+make_inserter(Relation rel)
+{
+	uint64		version;
+
+	forget_inserter();
+	inserter.outbox = RelationGetRelid(rel);
+	version = table_version;
+	if (is_plain_table(rel))
+		make_ready(rel);
+	inserter.version = version;
 }
 
 static void
@@ -289,7 +299,7 @@ insert_plainly(Oid outbox, Datum *values, bool *nulls, int64 *id)
 	}
 	owner_enter(&scope, outbox, 0);
 	rel = table_open(outbox, RowExclusiveLock);
-	if (!inserter.current || inserter.outbox != outbox)
+	if (inserter.version != table_version || inserter.outbox != outbox)
 		make_inserter(rel);
 	plain = inserter.plain;
 	if (plain)
