@@ -9,6 +9,7 @@ OBJS = \
 	src/enqueue.o \
 	src/front.o \
 	src/http.o \
+	src/insert.o \
 	src/journal.o \
 	src/launcher.o \
 	src/limiter.o \

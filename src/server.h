@@ -45,6 +45,9 @@ extern ServerOptions *server_load(Oid serverid);
 /* Server that "name" means, or the default one if it is NULL; raises. */
 extern Oid	server_resolve(const char *name);
 
+/* Its name as the catalog has it. */
+extern void server_get_name(Oid serverid, Name name);
+
 /* Raises unless the role has USAGE on the server. */
 extern void server_check_usage(Oid serverid, Oid roleid);
 
