@@ -7,6 +7,7 @@
  *-------------------------------------------------------------------------
  */
 #include <stddef.h>
+#include <unistd.h>
 
 #include "front.h"
 #include "tap.h"
@@ -432,6 +433,8 @@ check_many_contents(void)
 int
 main(void)
 {
+	/* a search in a table without a free place would never end */
+	alarm(300);
 	check_edges();
 	check_calls();
 	check_many_contents();

@@ -9,6 +9,7 @@
 #include "postgres_fe.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include "common/hashfn.h"
 
@@ -431,6 +432,8 @@ check_clock(void)
 int
 main(void)
 {
+	/* a search in a table without a free place would never end */
+	alarm(300);
 	check_random();
 	check_times();
 	check_many_reserved();
