@@ -83,7 +83,7 @@ is(scalar @times, 4, 'four equal pushes to one account: four requests');
 # the service's clock runs when a request has arrived, which may vary a little
 cmp_ok(min(map { $times[$_] - $times[ $_ - 1 ] } 1 .. 3),
 	'>', 0.95, 'that are a second apart');
-cmp_ok($times[3] - $times[0], '<', 6, 'and no more than that');
+cmp_ok($times[3] - $times[0], '<', 5, 'and no more than that');
 is( $node->safe_psql(
 		'postgres',
 		'SELECT string_agg(push_id::text, \',\' ORDER BY request_id) FROM push_result WHERE push_id IN ('

@@ -18,6 +18,9 @@
 
 #define SECOND		INT64_C(1000000)
 
+/* So far apart are the times that those who wait are given. */
+#define TURN		INT64_C(1100000)
+
 /* Some time in the year 2026, in microseconds, as the worker's clock has it. */
 #define START		INT64_C(1780000000000000)
 
@@ -356,14 +359,14 @@ may_leave(const Known *account, int64_t now)
 	return account->left == 0 || now - account->left >= SECOND;
 }
 
-/* A second after the last one, who waits already included. */
+/* A turn after the last one, who waits already included. */
 static int64_t
 book(Known *account, int64_t now)
 {
-	int64_t		at = account->left + SECOND;
+	int64_t		at = account->left + TURN;
 
-	if (account->given > now && account->given + SECOND > at)
-		at = account->given + SECOND;
+	if (account->given > now && account->given + TURN > at)
+		at = account->given + TURN;
 	account->given = at;
 	return at;
 }
@@ -1385,11 +1388,11 @@ check_agos(void)
 {
 	check_ago(-1, -1, true, 0, "never sent: leaves");
 	check_ago(1000000, 2000000, true, 0, "sent a second ago: leaves");
-	check_ago(999999, -1, false, 1, "sent less than a second ago: waits for the rest");
-	check_ago(0, -1, false, SECOND, "just sent: waits for a second");
-	check_ago(-1, 300000, false, 700000, "the last account counts too");
-	check_ago(300000, 800000, false, 700000, "of two, the later one counts");
-	check_ago(800000, 300000, false, 700000, "of two, the later one counts again");
+	check_ago(999999, -1, false, TURN - 999999, "sent less than a second ago: waits for the rest");
+	check_ago(0, -1, false, TURN, "just sent: waits for its turn");
+	check_ago(-1, 300000, false, TURN - 300000, "the last account counts too");
+	check_ago(300000, 800000, false, TURN - 300000, "of two, the later one counts");
+	check_ago(800000, 300000, false, TURN - 300000, "of two, the later one counts again");
 }
 
 /* Five pushes to one account, and one more that comes while they wait. */
@@ -1409,11 +1412,11 @@ check_same_account(void)
 	ok(requests[0].naccounts == 1 && requests[0].parts[0].row == 4 && five[4].put_off == 0,
 	   "five pushes to one account: the oldest leaves");
 	for (int i = 3; i >= 0; i--)
-		is_int(five[i].put_off - START, (4 - i) * SECOND,
-			   "five pushes to one account: a second for each that is older");
+		is_int(five[i].put_off - START, (4 - i) * TURN,
+			   "five pushes to one account: a turn for each that is older");
 	is_int(compose(sixth, 1, &bounds, others, START + SECOND / 2, requests), 0,
 		   "a sixth one half a second later: no request");
-	is_int(sixth[0].put_off - START, 5 * SECOND, "a sixth one half a second later: the last");
+	is_int(sixth[0].put_off - START, 5 * TURN, "a sixth one half a second later: the last");
 
 	for (int i = 3; i >= 0; i--)
 		in_order += compose(&five[i], 1, &bounds, others, five[i].put_off, requests);
@@ -1441,7 +1444,7 @@ check_account_and_key(void)
 	pair[1].content_key = pair[0].content_key;
 	is_int(compose_new(pair, 2, 2, 500, &requests), 1,
 		   "two contents with one key to one account: one leaves");
-	is_int(pair[1].put_off, START + SECOND,
+	is_int(pair[1].put_off, START + TURN,
 		   "two contents with one key to one account: the other one waits");
 	context_reset();
 }
@@ -1483,7 +1486,7 @@ check_conflicts(void)
 	ok(requests[0].nparts == 2 && requests[0].parts[1].first == 0 &&
 	   requests[0].parts[1].count == 3,
 	   "a slice meets an account: it ends before");
-	is_int(queue[1].put_off, START + SECOND, "a slice meets an account: the rest is put off");
+	is_int(queue[1].put_off, START + TURN, "a slice meets an account: the rest is put off");
 	queue[1] = row_of(2, &content, 4, 2, 9, &accounts[3]);
 	is_int(compose(&queue[1], 1, &bounds, others, START + SECOND, requests), 2,
 		   "a slice meets an account: a second later two requests");
@@ -1496,7 +1499,7 @@ check_conflicts(void)
 	is_int(compose_new(queue, 2, 10, 5, &requests), 1,
 		   "a slice begins with the account: a request");
 	ok(requests[0].nparts == 1 && queue[1].taken == 0 &&
-	   queue[1].put_off == START + SECOND,
+	   queue[1].put_off == START + TURN,
 	   "a slice begins with the account: it waits");
 
 	/* accounts 4, and 1 .. 4: what fits is not torn for that */
@@ -1505,7 +1508,7 @@ check_conflicts(void)
 	is_int(compose_new(queue, 2, 10, 5, &requests), 1,
 		   "a push meets an account: one request");
 	ok(requests[0].nparts == 1 && queue[1].taken == 0 &&
-	   queue[1].put_off == START + SECOND,
+	   queue[1].put_off == START + TURN,
 	   "a push meets an account: all of it waits");
 	context_reset();
 }
@@ -1528,7 +1531,7 @@ check_large_conflicts(void)
 		   "a large push meets many accounts: two requests");
 	ok(requests[0].naccounts == 500 && requests[1].naccounts == 200 && row.taken == 700,
 	   "a large push meets many accounts: before the first of them");
-	is_int(row.put_off, START - 1 + SECOND,
+	is_int(row.put_off, START - 1 + TURN,
 		   "a large push meets many accounts: the rest waits for a second");
 	row = row_of(1, &content, 4, 1, 99300, &accounts[700]);
 	is_int(compose(&row, 1, &bounds, others, START - 1 + SECOND, requests), 199,

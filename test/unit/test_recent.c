@@ -19,6 +19,9 @@
 
 #define SECOND		INT64_C(1000000)
 
+/* So far apart are the times that are given. */
+#define TURN		INT64_C(1100000)
+
 /* Some time in the year 2026, in microseconds, as the worker's clock has it. */
 #define START		INT64_C(1780000000000000)
 
@@ -83,11 +86,11 @@ model_allows(uint64_t key, int64_t now)
 static int64_t
 model_reserve(uint64_t key, int64_t now)
 {
-	int64_t		at = model_allows(key, now);
+	int64_t		at = Max(latest(key, false) + TURN, now);
 	int64_t		given = latest(key, true);
 
-	if (given > now && at < given + SECOND)
-		at = given + SECOND;
+	if (given > now && at < given + TURN)
+		at = given + TURN;
 	add_event(key, at, true);
 	return at;
 }
@@ -232,19 +235,19 @@ check_many_reserved(void)
 
 	recent_note(recent, key, START);
 	while (n < 10000 &&
-		   recent_reserve(recent, key, START + n) == START + (n + 1) * SECOND)
+		   recent_reserve(recent, key, START + n) == START + (n + 1) * TURN)
 		n++;
 	is_int(n, 10000, "10,000 wait for one account: a second for each");
 	is_int(recent_allows(recent, key, START + SECOND), START + SECOND,
 		   "10,000 wait for one account: the first may leave in a second");
 	recent_note(recent, key, START + SECOND);
-	is_int(recent_reserve(recent, key, START + SECOND), START + 10001 * SECOND,
+	is_int(recent_reserve(recent, key, START + SECOND), START + 10001 * TURN,
 		   "10,000 wait for one account: who comes then is the last");
 
 	/* long after the sweeps have seen the entry many times */
 	for (int64_t now = START; now < START + 9000 * SECOND; now += 11 * SECOND)
 		recent_note(recent, recent_key(1, "u2", 2), now);
-	is_int(recent_reserve(recent, key, START + 9000 * SECOND), START + 10002 * SECOND,
+	is_int(recent_reserve(recent, key, START + 9000 * SECOND), START + 10002 * TURN,
 		   "10,000 wait for one account: hours later, too");
 	is_int(recent_reserve(recent, key, START + 20000 * SECOND), START + 20000 * SECOND,
 		   "10,000 wait for one account: at last no more");
@@ -268,9 +271,9 @@ check_zero(void)
 	recent_note(recent, key, START);
 	is_int(recent_allows(recent, key, START), START + SECOND,
 		   "an account whose hash is zero: is remembered");
-	is_int(recent_reserve(recent, key, START), START + SECOND,
+	is_int(recent_reserve(recent, key, START), START + TURN,
 		   "an account whose hash is zero: is given a time");
-	is_int(recent_reserve(recent, key, START), START + 2 * SECOND,
+	is_int(recent_reserve(recent, key, START), START + 2 * TURN,
 		   "an account whose hash is zero: and another one");
 	ok(recent_key(0, "", 0) != 0, "nothing at all has a key");
 	context_reset();
@@ -395,7 +398,7 @@ check_set_back(int64_t by, int64_t uptime, const char *name)
 	recent_note(recent, key, left - by);
 	is_int(recent_allows(recent, key, left - by), left - by + SECOND,
 		   "set back: who leaves then is remembered");
-	is_int(recent_reserve(recent, key, left - by), left - by + SECOND,
+	is_int(recent_reserve(recent, key, left - by), left - by + TURN,
 		   "set back: who waits then does so for a second");
 	context_reset();
 }
@@ -419,7 +422,7 @@ check_clock(void)
 	for (int i = 0; i < 100; i++)
 		recent_reserve(recent, key, START);
 	recent_note(recent, key, START - 3600 * SECOND);
-	is_int(recent_reserve(recent, key, START - 3600 * SECOND), START - 3599 * SECOND,
+	is_int(recent_reserve(recent, key, START - 3600 * SECOND), START - 3600 * SECOND + TURN,
 		   "set back by an hour: times that were given are forgotten");
 
 	/* set forward, all that is known is old */
