@@ -14,6 +14,7 @@ OBJS = \
 	src/launcher.o \
 	src/limiter.o \
 	src/load.o \
+	src/manage.o \
 	src/msgrandom.o \
 	src/outbox.o \
 	src/owner.o \
@@ -37,7 +38,7 @@ EXTENSION = timpush
 DATA = sql/timpush--1.0.sql
 PGFILEDESC = "timpush - reliable sender of Tencent TIMPush notifications"
 
-REGRESS = setup options enqueue preview trigger status usersig privileges comments drop
+REGRESS = setup options enqueue preview trigger status usersig manage privileges comments drop
 REGRESS_OPTS = --inputdir=. --outputdir=.
 
 SHLIB_LINK = -lcurl -lcrypto

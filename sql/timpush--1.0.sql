@@ -437,20 +437,44 @@ FROM (
 GRANT SELECT ON push_status TO PUBLIC;
 COMMENT ON VIEW push_status IS 'one row for each push at any stage; sent means accepted by the API, never delivered';
 
--- Large pushes while they are handed out, as pg_stat_progress_* shows commands.
-CREATE VIEW push_progress AS
-SELECT s.push_id, s.server, s.done, s.total,
-       pg_catalog.round(100.0 * s.done / s.total, 1) AS percent,
-       pg_catalog.round((s.done / nullif(s.seconds, 0))::numeric, 1) AS rate,
-       pg_catalog.make_interval(secs => (s.total - s.done) * s.seconds / nullif(s.done, 0)) AS eta
+-- Large pushes on their way, as pg_stat_progress_* shows commands: those of
+-- which a first part has been handed out, and something still waits, either in
+-- push_outbox or to go again.  Both are found by indexes that hold nothing
+-- else, and the parts of a push by the primary key of push_result.
+CREATE VIEW push_progress WITH (security_barrier) AS
+SELECT p.push_id, p.server, p.state, p.done, p.total,
+       pg_catalog.round(100.0 * p.done / p.total, 1) AS percent,
+       pg_catalog.round((p.recent / p.seconds)::numeric, 1) AS rate,
+       pg_catalog.make_interval(secs => pg_catalog.ceil((p.total - p.done) * p.seconds / nullif(p.recent, 0))) AS eta,
+       p.started_at
 FROM (
-  SELECT p.push_id, p.server, p.accounts - p.waiting AS done, p.accounts AS total,
-         (SELECT extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.min(q.created_at))
-          FROM push_result r JOIN push_request q ON q.id = r.request_id
-          WHERE r.push_id = p.push_id)::double precision AS seconds
-  FROM push_outbox o JOIN push_status p ON p.push_id = o.id
-  WHERE o.handed_out > 0
-) s;
+  SELECT w.push_id, f.server, f.enqueued_by,
+         CASE WHEN r.sending THEN 'sending' WHEN r.retrying THEN 'retrying' ELSE 'waiting' END AS state,
+         r.done, f.push_accounts AS total, r.recent, q.created_at AS started_at,
+         least(10, greatest(1, extract(epoch FROM pg_catalog.statement_timestamp() - q.created_at)))::double precision AS seconds
+  FROM (
+    SELECT o.id AS push_id FROM push_outbox o WHERE o.handed_out > 0
+    UNION
+    SELECT pg_catalog.unnest(a.push_ids)
+    FROM push_server s JOIN push_request a ON a.server = s.server AND a.next_attempt_at > '-infinity'
+  ) w
+  CROSS JOIN LATERAL (
+    SELECT pg_catalog.min(r.request_id) AS first_request,
+           pg_catalog.bool_or(r.state = 'sending') AS sending,
+           pg_catalog.bool_or(r.state = 'retry') AS retrying,
+           coalesce(pg_catalog.sum(r.accounts - r.retried) FILTER (WHERE r.finished_at IS NOT NULL), 0)::integer AS done,
+           coalesce(pg_catalog.sum(r.accounts - r.retried)
+             FILTER (WHERE r.finished_at > pg_catalog.statement_timestamp() - '10 s'::interval), 0)::integer AS recent
+    FROM push_result r WHERE r.push_id = w.push_id
+  ) r
+  -- the first part of a large push is not the whole of it
+  JOIN push_result f ON f.push_id = w.push_id AND f.request_id = r.first_request AND f.accounts < f.push_accounts
+  JOIN push_request q ON q.id = r.first_request
+) p
+WHERE p.enqueued_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r
+                        WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER'))
+   OR pg_catalog.pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c
+                              WHERE c.oid = 'push_outbox'::pg_catalog.regclass), 'MEMBER');
 GRANT SELECT ON push_progress TO PUBLIC;
 COMMENT ON VIEW push_progress IS 'large pushes on their way: accounts done and total, accounts a second, time left';
 
@@ -482,6 +506,42 @@ LANGUAGE C STABLE STRICT;
 REVOKE ALL ON FUNCTION timpush_preview(bigint) FROM PUBLIC;
 COMMENT ON FUNCTION timpush_preview(bigint) IS
   'the request bodies of a push, without sending';
+
+--
+-- Managing pushes and servers
+--
+
+CREATE FUNCTION timpush_cancel(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT;
+REVOKE ALL ON FUNCTION timpush_cancel(bigint) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_cancel(bigint) IS
+  'takes back what of a push has not left; true if there was any';
+
+CREATE FUNCTION timpush_retry(id bigint)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT;
+REVOKE ALL ON FUNCTION timpush_retry(bigint) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_retry(bigint) IS
+  'enqueues a push to the accounts of another one that were not accepted; returns its id';
+
+CREATE FUNCTION timpush_pause(server name)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE;
+REVOKE ALL ON FUNCTION timpush_pause(name) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_pause(name) IS
+  'lets nothing more leave for a server until it is resumed';
+
+CREATE FUNCTION timpush_resume(server name)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE;
+REVOKE ALL ON FUNCTION timpush_resume(name) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_resume(name) IS
+  'makes a server that is paused, suspended or held be tried at once';
 
 CREATE FUNCTION timpush_usersig(userid text, lifetime interval DEFAULT '24h', server name DEFAULT NULL)
 RETURNS text

@@ -529,13 +529,24 @@ insert_by_query(Oid outbox, Datum *values, bool *nulls)
 	return id;
 }
 
-/* The push's id, or that of the known push with the same dedup_key. */
+int64
+enqueue_row(Oid outbox, Datum *values, bool *nulls)
+{
+	int64		id = prepare_row(outbox, GetUserId(), values, nulls, true, true);
+
+	if (id != 0)
+		return id;
+	if (!insert_plainly(outbox, values, nulls, &id))
+		return insert_by_query(outbox, values, nulls);
+	wake_for_row(values, nulls);
+	return id;
+}
+
 static int64
 enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 {
 	Datum		values[OUTBOX_NATTS] = {0};
 	bool		nulls[OUTBOX_NATTS];
-	int64		id;
 
 	memset(nulls, true, sizeof(nulls));
 	for (int i = 0; i < NARGS; i++)
@@ -543,13 +554,7 @@ enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 		values[arg_specs[i].column - 1] = args[i];
 		nulls[arg_specs[i].column - 1] = argnulls[i];
 	}
-	id = prepare_row(outbox, GetUserId(), values, nulls, true, true);
-	if (id != 0)
-		return id;
-	if (!insert_plainly(outbox, values, nulls, &id))
-		return insert_by_query(outbox, values, nulls);
-	wake_for_row(values, nulls);
-	return id;
+	return enqueue_row(outbox, values, nulls);
 }
 
 /*

@@ -71,7 +71,7 @@ sender_look_anew(Sender *sender)
 {
 	front_forget(&sender->front);
 	sender->retry_front = POSITION_FIRST;
-	sender->push_due = sender->retry_due = 0;
+	sender->push_due = sender->retry_due = sender->retry_expiry = 0;
 }
 
 void
@@ -83,8 +83,10 @@ sender_note_pushes(Sender *sender, TimestampTz send_at)
 
 /* A request is going to be in the journal, to go again at that time. */
 static void
-note_retry(Sender *sender, TimestampTz when)
+note_retry(Sender *sender, const Request *request, TimestampTz when)
 {
+	for (int i = 0; i < request->nmembers; i++)
+		sender->retry_expiry = Min(sender->retry_expiry, request->members[i].expires_at);
 	sender->retry_due = Min(sender->retry_due, when);
 	if (sender->retry_front.at >= when)
 		sender->retry_front = (Position)
@@ -252,13 +254,10 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
  * A new worker goes on with the trouble that an earlier one had: a suspended
  * server rests until its time, unless its options have changed since.
  */
-void
-sender_load_state(Sender *sender)
+static void
+adopt_state(Sender *sender)
 {
-	bool		first = sender->state.random_key == 0;
-
-	outbox_server_state(sender->options, &sender->state);
-	if (!first || sender->problem_changed)
+	if (sender->problem_changed)
 		return;
 	keep_problem(sender, sender->state.reason, sender->state.error_code,
 				 sender->state.suspended);
@@ -267,14 +266,60 @@ sender_load_state(Sender *sender)
 		sender->blocked_until = Max(sender->blocked_until, sender->state.next_probe_at);
 }
 
-void
+/* Somebody has paused or resumed the server: it begins anew. */
+static void
+forget_trouble(Sender *sender, bool was_paused)
+{
+	keep_problem(sender, NULL, 0, false);
+	sender->problem_changed = false;
+	sender->blocked_until = 0;
+	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	forget_usersig(sender);
+	if (sender->state.paused != was_paused)
+		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
+							 was_paused ? "resumed" : "paused")));
+}
+
+bool
+sender_load_state(Sender *sender)
+{
+	bool		first = sender->state.random_key == 0;
+	bool		was_paused = sender->state.paused;
+	TimestampTz known = sender->state.since;
+
+	if (!outbox_server_state(sender->options, &sender->state))
+		return false;
+	if (first)
+		adopt_state(sender);
+	else if (sender->state.since != known)
+		forget_trouble(sender, was_paused);
+	return true;
+}
+
+bool
 sender_note_problem(Sender *sender)
 {
+	/* a paused server has no trouble of its own */
+	if (sender->state.paused)
+		sender->problem_changed = false;
 	if (!sender->problem_changed)
+		return true;
+	sender->noted = GetCurrentTimestamp();
+	if (!outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
+							sender->problem, sender->problem_code,
+							sender->suspended ? sender->blocked_until : 0,
+							sender->noted))
+		sender->noted = 0;
+	return sender->noted != 0;
+}
+
+void
+sender_problem_noted(Sender *sender)
+{
+	if (!sender->problem_changed || sender->noted == 0)
 		return;
-	outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
-					   sender->problem, sender->problem_code,
-					   sender->suspended ? sender->blocked_until : 0);
+	sender->state.since = sender->noted;
+	sender->problem_changed = false;
 }
 
 static int64
@@ -440,7 +485,7 @@ limited(const Sender *sender)
 TimestampTz
 sender_due(const Sender *sender)
 {
-	if (sender->state.paused)
+	if (sender->state.paused || sender->state.random_key == 0)
 		return DT_NOEND;
 	return Max(Min(sender->push_due, sender->retry_due), sender->blocked_until);
 }
@@ -568,7 +613,7 @@ judge_unmakable(Sender *sender, Request *request, const char *problem)
 	request->outcome.retry_after = -1;
 	request->outcome.error_info = MemoryContextStrdup(request->context, problem);
 	plan_step(sender, request);
-	note_retry(sender, request->ended_at);
+	note_retry(sender, request, request->ended_at);
 }
 
 /* The same content shall not go to these accounts again within a second. */
@@ -625,20 +670,21 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 }
 
 /*
- * A push expired between claim and departure: back into the journal, where
- * the next claim takes it out of the request.  The server is not to blame.
+ * Between claim and departure a push expired, or the server was paused: back
+ * into the journal, where the next claim finds it.  The server is not to
+ * blame.
  */
 static void
-put_back(Sender *sender, Request *request, TimestampTz now)
+put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 {
 	MemoryContext old = MemoryContextSwitchTo(request->context);
-	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, "expired before it could leave", NULL, 0};
+	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
 
 	request->ended_at = now;
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, now);
+	note_retry(sender, request, now);
 }
 
 bool
@@ -648,7 +694,7 @@ sender_send(Sender *sender, Request *request)
 
 	if (request_any_expired(request, now))
 	{
-		put_back(sender, request, now);
+		put_back(sender, request, "expired before it could leave", now);
 		return true;
 	}
 	if (limit_wait(sender, now) > 0)
@@ -660,6 +706,19 @@ sender_send(Sender *sender, Request *request)
 		return false;
 	}
 	return post_request(sender, request, now);
+}
+
+Request *
+sender_take_back(Sender *sender, const char *why)
+{
+	Request    *request;
+
+	if (sender->ready == NIL)
+		return NULL;
+	request = linitial(sender->ready);
+	sender->ready = list_delete_first(sender->ready);
+	put_back(sender, request, why, GetCurrentTimestamp());
+	return request;
 }
 
 TimestampTz
@@ -718,7 +777,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 				 request->ended_at);
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }
 
 void
@@ -733,5 +792,5 @@ sender_judge_orphan(Sender *sender, Request *request)
 	request->ended_at = GetCurrentTimestamp();
 	plan_step(sender, request);
 	if (sender != NULL)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }
