@@ -661,18 +661,6 @@ finish_partial(Journal *journal, Request *request)
  * ------------------------------------------------------------------------
  */
 
-/* Has every push in the request expired by then? */
-static bool
-all_expired(const Request *request, TimestampTz when)
-{
-	for (int i = 0; i < request->nmembers; i++)
-	{
-		if (request->members[i].expires_at > when)
-			return false;
-	}
-	return true;
-}
-
 /*
  * What happens nearly always: accepted whole.  Such requests are written by
  * a statement of their own, which changes no more than it must.
@@ -690,7 +678,7 @@ plan_retry(Journal *journal, Request *request)
 {
 	TimestampTz next = request->ended_at + request->step.delay;
 
-	if (all_expired(request, next))
+	if (request_all_expired(request, next))
 	{
 		const char *state = request->in_doubt ? STATE_UNKNOWN : STATE_EXPIRED;
 
@@ -766,7 +754,7 @@ journal_drop_expired(Journal *journal, Request *request, TimestampTz now)
 	bool	   *expired = palloc0(sizeof(bool) * request->nmembers);
 
 	request->ended_at = now;
-	if (all_expired(request, now))
+	if (request_all_expired(request, now))
 	{
 		finish_request(journal, request, state, state);
 		return;

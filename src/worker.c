@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "apps.h"
 #include "compat.h"
 #include "http.h"
 #include "outbox.h"
@@ -134,6 +135,36 @@ find_sender_by_name(const char *name)
 	return NULL;
 }
 
+static void
+add_unrecorded(Request *request)
+{
+	MemoryContext old = MemoryContextSwitchTo(worker_context);
+
+	if (unrecorded == NIL)
+		unrecorded_since = GetCurrentTimestamp();
+	unrecorded = lappend(unrecorded, request);
+	MemoryContextSwitchTo(old);
+}
+
+/* What is claimed and may not leave yet goes back. */
+static void
+take_back(Sender *sender)
+{
+	Request    *request;
+
+	while ((request = sender_take_back(sender)) != NULL)
+		add_unrecorded(request);
+}
+
+static void
+take_back_all(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+		take_back(lfirst(cell));
+}
+
 /* Take away those whose server is no more. */
 static void
 drop_senders(List *oids)
@@ -147,7 +178,8 @@ drop_senders(List *oids)
 		if (list_member_oid(oids, sender->options->oid))
 			continue;
 		senders = foreach_delete_current(senders, cell);
-		if (sender->in_flight > 0 || sender->ready != NIL)
+		take_back(sender);
+		if (sender->in_flight > 0)
 			gone = lappend(gone, sender);
 		else
 			sender_destroy(sender);
@@ -177,6 +209,8 @@ refresh_senders(void)
 		else
 			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell), recent));
 	}
+	/* those that are new have joined already, so that their apps are kept */
+	apps_keep_servers(oids);
 	MemoryContextSwitchTo(cycle_context);
 	servers_known = states_stale = true;
 	known_generation = generation;
@@ -186,17 +220,6 @@ refresh_senders(void)
  * Answers
  * ------------------------------------------------------------------------
  */
-
-static void
-add_unrecorded(Request *request)
-{
-	MemoryContext old = MemoryContextSwitchTo(worker_context);
-
-	if (unrecorded == NIL)
-		unrecorded_since = GetCurrentTimestamp();
-	unrecorded = lappend(unrecorded, request);
-	MemoryContextSwitchTo(old);
-}
 
 /* Dropped servers stay until their last request has ended. */
 static void
@@ -288,27 +311,57 @@ claim_retries(Sender *sender, int room, TimestampTz now)
 static void
 claim_fresh(Sender *sender, int room, TimestampTz now)
 {
-	Claim		claim = {sender->options, sender->state.random_key, &sender->riders,
-	&sender->front, sender->recent};
+	Claim		claim = {
+		.server = sender->options,
+		.random_key = sender->state.random_key,
+		.riders = &sender->riders,
+		.front = &sender->front,
+		.recent = sender->recent,
+	};
 	List	   *requests;
 	TimestampTz due;
 
 	if (room <= 0 || sender->push_due > now)
 		return;
+	claim.size = sender_request_size(sender, now, &claim.scarce);
 	requests = outbox_claim(&claim, room, &due, claim_context);
 	sender->push_due = look_again(due, requests, now);
 	claimed = list_concat(claimed, requests);
 }
 
-/* Before a server has credentials, find out whether it needs any. */
+/* Find out what waits before anything is done about it. */
 static void
 look_for_work(Sender *sender)
 {
-	if (sender->usersig[0] != '\0' || (sender->push_due != 0 && sender->retry_due != 0))
+	if (!sender_must_look(sender))
 		return;
 	outbox_look(sender->options, &sender->front, &sender->retry_front);
 	sender->push_due = front_first(&sender->front).at;
 	sender->retry_due = sender->retry_front.at;
+}
+
+/*
+ * Has another server of the app claimed something in this cycle?  Where calls
+ * are scarce that is what the app's next token is for.
+ */
+static bool
+app_has_claimed(const Sender *sender, TimestampTz now)
+{
+	ListCell   *cell;
+	bool		scarce;
+
+	(void) sender_request_size(sender, now, &scarce);
+	if (!scarce)
+		return false;
+	foreach(cell, senders)
+	{
+		const Sender *other = lfirst(cell);
+
+		if (other != sender && other->last_claim == now &&
+			other->options->sdkappid == sender->options->sdkappid)
+			return true;
+	}
+	return false;
 }
 
 /* Of every four claims, one lets the retries go first. */
@@ -320,8 +373,9 @@ claim_for(Sender *sender, TimestampTz now)
 	int			before = list_length(claimed);
 
 	look_for_work(sender);
+	sender_recover(sender, now);
 	room = sender_room(sender, now, &when);
-	if (room == 0)
+	if (room == 0 || app_has_claimed(sender, now))
 		return;
 	sender->last_claim = now;
 	if (sender->turn++ % 4 == 0)
@@ -361,6 +415,18 @@ note_in_flight(void)
 		return;
 	outbox_note_in_flight(first);
 	noted_in_flight = first;
+}
+
+/* Another server begins each time, so that those of one app take turns. */
+static void
+claim_for_all(TimestampTz now)
+{
+	static unsigned int turn = 0;
+	int			n = list_length(senders);
+
+	turn++;
+	for (int i = 0; i < n; i++)
+		claim_for(list_nth(senders, (turn + i) % n), now);
 }
 
 static void
@@ -412,8 +478,7 @@ cycle_work(bool may_claim)
 	if (may_claim)
 	{
 		expire_pushes(now);
-		foreach(cell, senders)
-			claim_for(lfirst(cell), now);
+		claim_for_all(now);
 	}
 	foreach(cell, senders)
 		sender_note_problem(lfirst(cell));
@@ -667,18 +732,20 @@ note_wake(bool servers)
 
 /*
  * Nothing is in flight and nothing may leave.  Leave the database when that
- * has lasted, or has no end in sight; the launcher starts a worker again.
+ * has lasted, but for pushes that only wait for their turn by the rate; the
+ * launcher starts a worker again.
  */
 static TimestampTz
 rest(TimestampTz now)
 {
 	TimestampTz due = expiry_due;
+	bool		busy = false;
 	ListCell   *cell;
 
-	if (idle_since == 0)
-		idle_since = now;
 	foreach(cell, senders)
-		due = Min(due, sender_due(lfirst(cell)));
+		due = Min(due, sender_leaves(lfirst(cell), now, &busy));
+	if (idle_since == 0 || busy)
+		idle_since = now;
 	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
 	{
 		shared_worker_leaves(due);
@@ -693,6 +760,7 @@ finish_in_flight(void)
 {
 	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
 
+	take_back_all();
 	pgstat_report_activity(STATE_RUNNING, "ending");
 	while (http_in_flight() > 0)
 	{
@@ -806,7 +874,10 @@ work(void)
 		MemoryContextSwitchTo(cycle_context);
 		handle_signals();
 		take_answers();
-		send_ready();
+		if (timpush_enabled)
+			send_ready();
+		else
+			take_back_all();
 		now = GetCurrentTimestamp();
 		may_claim = timpush_enabled;
 		if ((may_claim || unrecorded != NIL) && cycle_wanted(now, &when))
@@ -927,6 +998,7 @@ timpush_worker_main(Datum arg)
 	(void) shared_worker_woken(&ignored);
 	if (!open_database())
 	{
+		apps_forget_database(MyDatabaseId);
 		shared_worker_leaves(DT_NOEND);
 		proc_exit(0);
 	}
