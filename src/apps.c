@@ -290,16 +290,23 @@ app_ask(const AppUser *user, TimestampTz now, Allowance *allowance)
 	LWLockRelease(lock);
 }
 
-void
+int64
 app_take(AppUser *user, int accounts, TimestampTz now)
 {
 	App		   *app;
+	Limiter    *limiter;
+	Rates		set;
+	Allowance	allowance;
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	app = app_of(user);
-	limiter_take(app != NULL ? &app->limiter : &user->own,
-				 app != NULL ? app->lowest : user->set, accounts, now);
+	limiter = app != NULL ? &app->limiter : &user->own;
+	set = app != NULL ? app->lowest : user->set;
+	limiter_ask(limiter, set, now, &allowance);
+	if (allowance.wait == 0)
+		limiter_take(limiter, set, accounts, now);
 	LWLockRelease(lock);
+	return allowance.wait;
 }
 
 void

@@ -61,8 +61,11 @@ extern void apps_forget_database(Oid dbid);
 /* What may leave for the app now. */
 extern void app_ask(const AppUser *user, TimestampTz now, Allowance *allowance);
 
-/* A call with so many accounts leaves now. */
-extern void app_take(AppUser *user, int accounts, TimestampTz now);
+/*
+ * A call with so many accounts wants to leave now.  Returns 0 if it may, and
+ * counts it; else as app_ask() the time to wait: somebody was faster.
+ */
+extern int64 app_take(AppUser *user, int accounts, TimestampTz now);
 
 /* A throttle answer asks for a pause of so many microseconds. */
 extern void app_throttled(AppUser *user, int64 pause, TimestampTz now);

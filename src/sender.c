@@ -703,7 +703,6 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 		judge_unsent(sender, request, "out of memory");
 		return true;
 	}
-	app_take(&sender->app, request->naccounts, now);
 	sender->in_flight++;
 	note_departure(sender, request, now);
 	return false;
@@ -756,6 +755,8 @@ sender_send(Sender *sender, Request *request)
 		put_back(sender, request, "was not allowed to leave", now);
 		return true;
 	}
+	if (wait == 0)
+		wait = app_take(&sender->app, request->naccounts, now);
 	if (wait > 0)
 	{
 		old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));

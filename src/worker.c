@@ -417,16 +417,25 @@ note_in_flight(void)
 	noted_in_flight = first;
 }
 
-/* Another server begins each time, so that those of one app take turns. */
+static int
+compare_last_claims(const ListCell *a, const ListCell *b)
+{
+	TimestampTz x = ((const Sender *) lfirst(a))->last_claim;
+	TimestampTz y = ((const Sender *) lfirst(b))->last_claim;
+
+	return x < y ? -1 : x > y ? 1 : 0;
+}
+
+/* Who has claimed least recently goes first: servers of one app take turns. */
 static void
 claim_for_all(TimestampTz now)
 {
-	static unsigned int turn = 0;
-	int			n = list_length(senders);
+	List	   *order = list_copy(senders);
+	ListCell   *cell;
 
-	turn++;
-	for (int i = 0; i < n; i++)
-		claim_for(list_nth(senders, (turn + i) % n), now);
+	list_sort(order, compare_last_claims);
+	foreach(cell, order)
+		claim_for(lfirst(cell), now);
 }
 
 static void
