@@ -516,12 +516,26 @@ note "$early retries before the last fresh push";
 
 server('postgres', 'restart', 'restart', 1);
 server('other', 'restart_other', 'restart', 1);
-enqueue('postgres', 'restart', 'restart-1', 5);
-enqueue('other', 'restart_other', 'restart-2', 5);
-$node->poll_query_until('postgres',
-	"SELECT count(*) >= 2 FROM push_status WHERE server = 'restart' AND state = 'sent'"
-);
+enqueue('postgres', 'restart', 'restart-1', 50);
+enqueue('other', 'restart_other', 'restart-2', 50);
+
+# Both want the same turn; the answer to a call that has left comes sooner.
+wait_until(
+	sub {
+		my $query = "push_request WHERE state = 'sending'";
+
+		foreach my $dbname ('postgres', 'other')
+		{
+			next unless count_of($dbname, $query);
+			sleep 0.1;
+			return 1 if count_of($dbname, $query);
+		}
+		return 0;
+	},
+	'a call that waits for its turn');
 $node->restart;
+alter('postgres', 'restart', "SET requests_per_second '0'");
+alter('other', 'restart_other', "SET requests_per_second '0'");
 settle($node, dbname => $_) foreach 'postgres', 'other';
 is(scalar log_lines($node, qr/left in flight/), 0, 'nothing was in doubt');
 is_deeply(
