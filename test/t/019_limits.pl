@@ -22,7 +22,7 @@ use TimpushTest;
 # Apps of their own, so that what is tested of one says nothing of another
 my $app = 1001;
 my %app = map { $_ => $app++ }
-  qw(half two thirty hundred share ramp crowd accounts strangers retries free
+  qw(half two thirty hundred alone share ramp crowd accounts strangers retries free
   lowest live throttled hours suspended broken odd restart);
 my $tim = FakeTIM->new(apps => { map { $_ => 'key' } values %app })->start;
 my $node = start_node(
@@ -30,7 +30,7 @@ my $node = start_node(
 	'timpush.enabled' => 'off',
 	'timpush.idle_exit' => '1s');
 
-foreach my $dbname ('other', 'third')
+foreach my $dbname ('other', 'alone', 'third')
 {
 	$node->safe_psql('postgres', "CREATE DATABASE $dbname");
 	$node->safe_psql($dbname, 'CREATE EXTENSION timpush');
@@ -161,6 +161,13 @@ sub ok_limit
 		'<=',
 		ceil($limit / 10) + 1,
 		"$name: calls in a tenth of a second");
+
+	# Two calls that were allowed at the same time would be together.
+	cmp_ok(
+		min(gaps(@left)) + 0.000002,
+		'>',
+		0.1 / $limit,
+		"$name: calls that follow each other");
 	cmp_ok(min(@under_way), '>', -0.001,
 		"$name: nothing arrives before it has left");
 	cmp_ok(
@@ -202,7 +209,15 @@ server('postgres', $_, $_, $paced{$_}) foreach keys %paced;
 enqueue('postgres', 'half', 'half', 6);
 enqueue('postgres', 'two', 'two', 25);
 enqueue('postgres', 'thirty', 'thirty', 240);
-enqueue('postgres', 'hundred', 'hundred', 600);
+enqueue('postgres', 'hundred', 'hundred-1', 300);
+
+# It has a second server, of another database
+server('other', 'hundred_other', 'hundred', 100);
+enqueue('other', 'hundred_other', 'hundred-2', 300);
+
+# Alone in its database
+server('alone', 'alone', 'alone', 0.4);
+enqueue('alone', 'alone', 'alone', 5);
 
 # Two servers of one app, and a third in another database
 server('postgres', 'share_1', 'share', 20);
@@ -263,6 +278,15 @@ cmp_ok(count_of('postgres', "push_outbox WHERE server = 'half'"),
 enqueue('postgres', 'lowest', 'lowest', 15);
 
 settle($node, where => "server = 'hundred'");
+settle($node, dbname => 'other', where => "server = 'hundred_other'");
+
+# Two calls of the one that is alone are further apart than timpush.idle_exit.
+my $alone = "push_status WHERE state = 'sent'";
+my $worker = worker_pid($node, 'alone');
+my $sent = count_of('alone', $alone);
+$node->poll_query_until('alone', "SELECT count(*) > $sent FROM $alone");
+is(worker_pid($node, 'alone'),
+	$worker, 'a worker whose pushes wait for their turn stays');
 
 #
 # Trouble: throttle answers, and what comes back after a long stop
@@ -402,7 +426,7 @@ ok_soon('for all servers of the app, also where no worker is',
 # What came of it
 #
 
-settle($node, dbname => $_) foreach 'postgres', 'other';
+settle($node, dbname => $_) foreach 'postgres', 'other', 'alone';
 
 foreach my $name (sort { $paced{$a} <=> $paced{$b} } keys %paced)
 {
@@ -555,6 +579,6 @@ note sprintf 'the test was %.0f s old', time - $^T;
 $tim->ok_ledger(
 	$node,
 	'tables and ledger agree',
-	dbname => [ 'postgres', 'other' ]);
+	dbname => [ 'postgres', 'other', 'alone' ]);
 $node->stop;
 done_testing();
