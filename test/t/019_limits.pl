@@ -387,6 +387,13 @@ cmp_ok(count_of('other', 'push_outbox'),
 $node->safe_psql('other', 'DROP SERVER odd');
 ok_soon('with a server that is dropped', 'other', 'lowest_other');
 
+# In a database where nothing else keeps the worker awake
+settle($node, dbname => 'alone');
+alter('alone', 'alone', "SET requests_per_second '0.001'");
+stall('alone', 'alone');
+alter('alone', 'alone', "SET requests_per_second '50'");
+ok_soon('a rate that rises where nothing else happens', 'alone', 'alone');
+
 # One server alone, up and down
 server('postgres', 'live', 'live', 0.001);
 stall('postgres', 'live');
