@@ -5,6 +5,7 @@
 
 MODULE_big = timpush
 OBJS = \
+	src/apps.o \
 	src/compose.o \
 	src/enqueue.o \
 	src/front.o \

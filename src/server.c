@@ -629,6 +629,17 @@ server_load(Oid serverid)
 	return result;
 }
 
+int
+server_request_size(const ServerOptions *server)
+{
+	int			size = server->accounts_per_request;
+
+	/* what is more than a second's worth would be owed for too long */
+	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
+		size = Max((int) server->accounts_per_second, 1);
+	return size;
+}
+
 /* The only server of the wrapper, remembered until the catalog changes. */
 static Oid
 only_server(void)

@@ -42,6 +42,9 @@ extern List *server_list_all(void);
 /* One server; allocated in the current context.  Raises if it is gone. */
 extern ServerOptions *server_load(Oid serverid);
 
+/* Accounts that a request of the server may carry by its own options. */
+extern int	server_request_size(const ServerOptions *server);
+
 /* Server that "name" means, or the default one if it is NULL; raises. */
 extern Oid	server_resolve(const char *name);
 
