@@ -5,10 +5,12 @@
 
 MODULE_big = timpush
 OBJS = \
+	src/apps.o \
 	src/compose.o \
 	src/enqueue.o \
 	src/front.o \
 	src/http.o \
+	src/insert.o \
 	src/journal.o \
 	src/launcher.o \
 	src/limiter.o \

@@ -61,6 +61,17 @@
 	CreateWaitEventSet(TopMemoryContext, (nevents))
 #endif
 
+/* All index entries of a new row; more can be asked for since 16. */
+#if PG_VERSION_NUM >= 160000
+#define insert_index_tuples(target, slot, estate) \
+	((void) ExecInsertIndexTuples((target), (slot), (estate), false, false, \
+								  NULL, NIL, false))
+#else
+#define insert_index_tuples(target, slot, estate) \
+	((void) ExecInsertIndexTuples((target), (slot), (estate), false, false, \
+								  NULL, NIL))
+#endif
+
 /* Settings under our prefix that do not exist are refused since 15. */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * enqueue.h
- *	  The way in, for callers in C.
+ *	  The way in: timpush_batch, a plain INSERT, a trigger.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,6 +9,11 @@
 #define TIMPUSH_ENQUEUE_H
 
 #include "postgres.h"
+
+#include "fmgr.h"
+
+/* The row trigger of push_outbox, so that others can tell it. */
+extern PGDLLEXPORT Datum timpush_outbox_check(PG_FUNCTION_ARGS);
 
 /*
  * Enqueue a push for the current user, who needs USAGE on its server: values

@@ -676,18 +676,6 @@ finish_partial(Journal *journal, Request *request)
  * ------------------------------------------------------------------------
  */
 
-/* Has every push in the request expired by then? */
-static bool
-all_expired(const Request *request, TimestampTz when)
-{
-	for (int i = 0; i < request->nmembers; i++)
-	{
-		if (request->members[i].expires_at > when)
-			return false;
-	}
-	return true;
-}
-
 /*
  * What happens nearly always: accepted whole.  Such requests are written by
  * a statement of their own, which changes no more than it must.
@@ -715,7 +703,7 @@ plan_retry(Journal *journal, Request *request)
 {
 	TimestampTz next = request->ended_at + request->step.delay;
 
-	if (all_expired(request, next))
+	if (request_all_expired(request, next))
 	{
 		const char *state = expired_state(request);
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * limiter.c
- *	  Evenly paced token buckets of depth one.
+ *	  Evenly paced token buckets of depth one, and what slows them down.
  *
  * The generic cell rate algorithm: a bucket is the time at which its next
  * unit is due, kept as the time of the last take and what that left owing, so
@@ -10,8 +10,11 @@
  * a rate that changed and a clock that was set back are judged against the
  * last take, which only another take moves.
  *
- * Pure functions: no PostgreSQL header.  Buckets live in shared memory, so
- * they start empty after a crash: at worst one take leaves early.
+ * Pure functions: no PostgreSQL header.
+ *
+ * Crash story: limiters live in shared memory, so they are fresh after a
+ * crash.  At worst one call leaves early, a pause ends early and a lowered
+ * rate is the set one again, until the next throttle answer.
  *
  *-------------------------------------------------------------------------
  */
@@ -115,8 +118,8 @@ bucket_take(Bucket *bucket, double rate, double units, int64_t now)
  * throttle answer costs less than a rate that stays low until the clock has
  * caught up.
  */
-static double
-throttle_factor(const Throttle *throttle, int64_t now)
+double
+throttle_share(const Throttle *throttle, int64_t now)
 {
 	double		elapsed = (double) (now - throttle->since);
 
@@ -129,19 +132,141 @@ throttle_factor(const Throttle *throttle, int64_t now)
 }
 
 /* See limiter.h. */
-double
-throttle_rate(const Throttle *throttle, double set_rate, int64_t now)
+int64_t
+throttle_wait(const Throttle *throttle, int64_t now)
 {
-	if (!is_limited(set_rate))
+	int64_t		elapsed = now - throttle->paused_at;
+
+	/* a clock that was set back does not make a pause any longer */
+	if (elapsed < -(int64_t) CLOCK_SLACK_US || elapsed >= throttle->pause)
 		return 0;
-	return set_rate * throttle_factor(throttle, now);
+	return elapsed < 0 ? throttle->pause : throttle->pause - elapsed;
 }
 
 /* See limiter.h. */
 void
-throttle_hit(Throttle *throttle, int64_t now)
+throttle_hit(Throttle *throttle, int64_t pause, int64_t now)
 {
-	throttle->factor = fmax(THROTTLE_FLOOR,
-							throttle_factor(throttle, now) * THROTTLE_FACTOR);
-	throttle->since = now;
+	int64_t		elapsed = now - throttle->since;
+
+	if (throttle->factor <= 0 || elapsed >= THROTTLE_APART_US ||
+		elapsed <= -THROTTLE_APART_US)
+	{
+		throttle->factor = fmax(THROTTLE_FLOOR,
+								throttle_share(throttle, now) * THROTTLE_FACTOR);
+		throttle->since = now;
+	}
+	if (pause > throttle_wait(throttle, now))
+	{
+		throttle->paused_at = now;
+		throttle->pause = pause;
+	}
+}
+
+/* See limiter.h. */
+void
+throttle_resume(Throttle *throttle)
+{
+	throttle->pause = 0;
+}
+
+/* See limiter.h. */
+double
+ramp_share(const Ramp *ramp, int64_t now)
+{
+	int64_t		elapsed = now - ramp->since;
+
+	/* a clock that was set back ends it, one that jumped ahead as well */
+	if (ramp->since == 0 || elapsed < -(int64_t) CLOCK_SLACK_US)
+		return 1.0;
+	if (elapsed < 0)
+		return RAMP_START;
+	/* an exponent need not be large, ten steps are more than it takes */
+	return fmin(1.0, ldexp(RAMP_START,
+						   (int) fmin((double) (elapsed / RAMP_STEP_US), 10)));
+}
+
+/* See limiter.h. */
+bool
+ramp_begin(Ramp *ramp, int64_t oldest, int64_t now)
+{
+	if (oldest > now - RAMP_LONG_STOP_US)
+		return false;
+	ramp->since = now;
+	return true;
+}
+
+static double
+lower_rate(double a, double b)
+{
+	if (!is_limited(a) || !is_limited(b))
+		return is_limited(a) ? a : is_limited(b) ? b : 0;
+	return fmin(a, b);
+}
+
+/* See limiter.h. */
+Rates
+rates_lowest(Rates a, Rates b)
+{
+	Rates		lowest = {lower_rate(a.calls, b.calls),
+	lower_rate(a.accounts, b.accounts)};
+
+	return lowest;
+}
+
+static bool
+rate_rises(double a, double b)
+{
+	return is_limited(a) && (!is_limited(b) || b > a);
+}
+
+/* See limiter.h. */
+bool
+rates_rise(Rates a, Rates b)
+{
+	return rate_rises(a.calls, b.calls) || rate_rises(a.accounts, b.accounts);
+}
+
+/* The set rates as they hold now; returns their share. */
+static double
+held_rates(const Limiter *limiter, Rates set, int64_t now, Rates *rates)
+{
+	double		share = throttle_share(&limiter->throttle, now) *
+	ramp_share(&limiter->ramp, now);
+
+	rates->calls = is_limited(set.calls) ? set.calls * share : 0;
+	rates->accounts = is_limited(set.accounts) ? set.accounts * share : 0;
+	return share;
+}
+
+/* See limiter.h. */
+void
+limiter_ask(const Limiter *limiter, Rates set, int64_t now,
+			Allowance *allowance)
+{
+	int64_t		pause = throttle_wait(&limiter->throttle, now);
+	int64_t		calls;
+	int64_t		accounts;
+
+	allowance->share = held_rates(limiter, set, now, &allowance->rates);
+	calls = bucket_wait(&limiter->calls, allowance->rates.calls, now);
+	accounts = bucket_wait(&limiter->accounts, allowance->rates.accounts, now);
+	allowance->wait = calls > accounts ? calls : accounts;
+	/* the share grows in steps, so that the wait may be shorter soon */
+	if (allowance->share < 1 && allowance->wait > RAMP_STEP_US)
+		allowance->wait = RAMP_STEP_US;
+	allowance->paused = pause > allowance->wait;
+	if (allowance->paused)
+		allowance->wait = pause;
+}
+
+/* See limiter.h. */
+void
+limiter_take(Limiter *limiter, Rates set, int accounts, int64_t now)
+{
+	Rates		rates;
+
+	(void) held_rates(limiter, set, now, &rates);
+	bucket_take(&limiter->calls, rates.calls, 1, now);
+	bucket_take(&limiter->accounts, rates.accounts, accounts, now);
 }

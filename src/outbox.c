@@ -781,18 +781,6 @@ journal_rows(Loaded *loaded, const ComposeBounds *bounds, RecentAccounts *recent
 	return requests;
 }
 
-/* Accounts that a request of the server may carry. */
-static int
-request_size(const ServerOptions *server)
-{
-	int			size = server->accounts_per_request;
-
-	/* more than a second's worth could never leave */
-	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
-		size = Max((int) server->accounts_per_second, 1);
-	return size;
-}
-
 /* ------------------------------------------------------------------------
  * Riders: rows that share a call with the heads
  * ------------------------------------------------------------------------
@@ -918,15 +906,13 @@ choose_riders(const Loaded *heads, int per_content, int64 *keys, int *nkeys)
  * that is due is loaded.
  */
 static bool
-should_look_further(const Loaded *heads, const ServerOptions *server, int max,
-					RiderHistory *history)
+should_look_further(const Loaded *heads, const Claim *claim, int max)
 {
 	if (heads->n < max)
 		return false;
-	if (server->requests_per_second > 0 || server->accounts_per_second > 0 ||
-		history->misses < MISSES_TO_RELAX)
+	if (claim->scarce || claim->riders->misses < MISSES_TO_RELAX)
 		return true;
-	return ++history->skipped % RELAXED_INTERVAL == 0;
+	return ++claim->riders->skipped % RELAXED_INTERVAL == 0;
 }
 
 /*
@@ -1035,7 +1021,7 @@ static List *
 try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	ComposeBounds bounds = {max, request_size(claim->server), MAX_ACCOUNTS_PER_CLAIM};
+	ComposeBounds bounds = {max, claim->size, MAX_ACCOUNTS_PER_CLAIM};
 	Datum		values[6];
 	Loaded		loaded;
 	int64	   *keys;
@@ -1050,7 +1036,7 @@ try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
 	run(LOAD_HEADS, values, NULL);
 	load_rows(&loaded, Min(bounds.accounts * max, MAX_ACCOUNTS_PER_CLAIM));
 	keys = palloc(sizeof(int64) * Max(loaded.n, 1));
-	if (loaded.n > 0 && should_look_further(&loaded, claim->server, max, claim->riders))
+	if (loaded.n > 0 && should_look_further(&loaded, claim, max))
 		nkeys = load_riders(&loaded, claim, &bounds, now, keys);
 	requests = journal_rows(&loaded, &bounds, claim->recent, STATE_SENDING,
 							claim->server->oid, claim->random_key, now, parent);

@@ -85,6 +85,8 @@ typedef struct Claim
 {
 	const ServerOptions *server;
 	uint64		random_key;
+	int			size;			/* accounts that a request may carry */
+	bool		scarce;			/* there is a limit of calls or accounts */
 	RiderHistory *riders;
 	Front	   *front;
 	RecentAccounts *recent;

@@ -100,7 +100,7 @@ append_waiting(StringInfo list, HeapTuple tuple)
 										  nullable_text(tuple, OUTBOX_DATA_ID),
 										  extra == (Datum) 0 ? NULL : DatumGetJsonbP(extra));
 	Oid			serverid = get_foreign_server_oid(NameStr(*DatumGetName(value_of(tuple, OUTBOX_SERVER))), true);
-	int			size = OidIsValid(serverid) ? server_load(serverid)->accounts_per_request : 500;
+	int			size = OidIsValid(serverid) ? server_request_size(server_load(serverid)) : 500;
 	int			n;
 	char	  **accounts = account_strings(value_of(tuple, OUTBOX_TO_ACCOUNTS), &n);
 

@@ -206,6 +206,17 @@ request_url(const ServerOptions *server, const char *usersig, uint32 random)
 }
 
 bool
+request_all_expired(const Request *request, TimestampTz when)
+{
+	for (int i = 0; i < request->nmembers; i++)
+	{
+		if (request->members[i].expires_at > when)
+			return false;
+	}
+	return true;
+}
+
+bool
 request_any_expired(const Request *request, TimestampTz when)
 {
 	for (int i = 0; i < request->nmembers; i++)

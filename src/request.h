@@ -101,8 +101,9 @@ extern void request_body(StringInfo body, Jsonb *content, char **accounts,
 extern char *request_url(const ServerOptions *server, const char *usersig,
 						 uint32 random);
 
-/* Has any push in the request expired by then? */
+/* Has any push in the request, or have all of them, expired by then? */
 extern bool request_any_expired(const Request *request, TimestampTz when);
+extern bool request_all_expired(const Request *request, TimestampTz when);
 
 /*
  * Blank out the UserSig, and whatever stands after "usersig=", in a text that

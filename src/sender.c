@@ -46,10 +46,25 @@
 #define MAX_CLAIM			128
 
 /*
+ * A request whose token another server took first is kept so long at most,
+ * and else goes back into the journal.
+ */
+#define MAX_KEEPING			SECONDS(5)
+
+/*
  * With requests in flight and little room, a claim waits this long for more
  * room, so that one transaction serves many requests.
  */
 #define CLAIM_PAUSE			5000
+
+static void
+join_app(Sender *sender)
+{
+	const ServerOptions *options = sender->options;
+	Rates		set = {options->requests_per_second, options->accounts_per_second};
+
+	app_join(&sender->app, options->oid, options->sdkappid, set, options->version);
+}
 
 Sender *
 sender_create(MemoryContext parent, Oid serverid, RecentAccounts *recent)
@@ -62,6 +77,8 @@ sender_create(MemoryContext parent, Oid serverid, RecentAccounts *recent)
 	sender->options = server_load(serverid);
 	MemoryContextSwitchTo(old);
 	sender->recent = recent;
+	sender->recovering = true;
+	join_app(sender);
 	sender_look_anew(sender);
 	return sender;
 }
@@ -78,7 +95,9 @@ void
 sender_note_pushes(Sender *sender, TimestampTz send_at)
 {
 	front_lower(&sender->front, send_at);
-	sender->push_due = Min(sender->push_due, Max(send_at, 0));
+	/* they may be for another server: without credentials, look first */
+	sender->push_due = sender->usersig[0] == '\0' ? 0 :
+		Min(sender->push_due, Max(send_at, 0));
 }
 
 /* A request is going to be in the journal, to go again at that time. */
@@ -183,6 +202,7 @@ sender_refresh(Sender *sender)
 	if (options->version != sender->options->version)
 	{
 		/* whatever was wrong may be right now */
+		sender->changed_at = GetCurrentTimestamp();
 		sender->blocked_until = 0;
 		sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 		sender->retry_due = 0;
@@ -192,6 +212,7 @@ sender_refresh(Sender *sender)
 	MemoryContextDelete(sender->context);
 	sender->context = context;
 	sender->options = options;
+	join_app(sender);
 }
 
 void
@@ -272,6 +293,7 @@ forget_trouble(Sender *sender, bool was_paused)
 {
 	keep_problem(sender, NULL, 0, false);
 	sender->problem_changed = false;
+	sender->recovering = true;
 	sender->blocked_until = 0;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 	forget_usersig(sender);
@@ -331,13 +353,16 @@ doubling(int64 first, int64 most, int n)
 }
 
 static void
-note_success(Sender *sender)
+note_success(Sender *sender, TimestampTz now)
 {
 	if (sender->failures > 0 || sender->suspended)
 		sender->blocked_until = 0;
+	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+		sender->recovering = true;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 	sender->renewed_serial = 0;
 	set_problem(sender, NULL, 0, false);
+	app_worked(&sender->app, now);
 }
 
 /* A failure of the peer or of the way to it. */
@@ -381,23 +406,26 @@ renew_usersig(Sender *sender, int refused)
 }
 
 static void
-note_outcome(Sender *sender, const Outcome *outcome, const Step *step, int serial,
-			 TimestampTz now)
+note_outcome(Sender *sender, const Request *request)
 {
+	const Outcome *outcome = &request->outcome;
+	const Step *step = &request->step;
+	TimestampTz now = request->ended_at;
+
+	/* what was refused under other options says nothing of these */
+	if ((step->throttled || step->server_stops) && request->sent_at < sender->changed_at)
+		return;
 	if (step->throttled)
-	{
-		app_throttled(sender->options->sdkappid, now);
-		sender->blocked_until = Max(sender->blocked_until, now + step->delay);
-	}
+		app_throttled(&sender->app, step->delay, now);
 	else if (step->new_usersig)
-		renew_usersig(sender, serial);
+		renew_usersig(sender, request->usersig_serial);
 	else if (step->server_stops)
 		note_stop(sender, outcome, now);
 	else if (outcome->class == OUTCOME_NOT_SENT || outcome->class == OUTCOME_TRANSIENT ||
 			 outcome->class == OUTCOME_UNKNOWN)
 		note_failure(sender, outcome, now);
 	else
-		note_success(sender);
+		note_success(sender, now);
 }
 
 /* ------------------------------------------------------------------------
@@ -468,55 +496,101 @@ ensure_pool(Sender *sender)
  * ------------------------------------------------------------------------
  */
 
-static int64
-limit_wait(const Sender *sender, TimestampTz now)
+/* Until then nothing at all leaves, whatever waits. */
+static TimestampTz
+stopped_until(const Sender *sender)
 {
-	return app_wait(sender->options->sdkappid, sender->options->requests_per_second,
-					sender->options->accounts_per_second, now);
-}
-
-static bool
-limited(const Sender *sender)
-{
-	return sender->options->requests_per_second > 0 ||
-		sender->options->accounts_per_second > 0;
+	if (sender->state.paused || sender->state.random_key == 0)
+		return DT_NOEND;
+	return sender->blocked_until;
 }
 
 TimestampTz
 sender_due(const Sender *sender)
 {
-	if (sender->state.paused || sender->state.random_key == 0)
-		return DT_NOEND;
-	return Max(Min(sender->push_due, sender->retry_due), sender->blocked_until);
+	return Max(Min(sender->push_due, sender->retry_due), stopped_until(sender));
+}
+
+TimestampTz
+sender_leaves(const Sender *sender, TimestampTz now, bool *busy)
+{
+	TimestampTz due = sender_due(sender);
+	Allowance	allowance;
+
+	if (due == DT_NOEND)
+		return due;
+	app_ask(&sender->app, now, &allowance);
+	if (due <= now && allowance.wait > 0 && !allowance.paused)
+		*busy = true;
+	return Max(due, now + allowance.wait);
+}
+
+bool
+sender_must_look(const Sender *sender)
+{
+	/* without credentials, complain only if something waits */
+	if (sender->usersig[0] == '\0' && (sender->push_due == 0 || sender->retry_due == 0))
+		return true;
+	return sender->recovering && sender->push_due == 0;
+}
+
+void
+sender_recover(Sender *sender, TimestampTz now)
+{
+	if (!sender->recovering)
+		return;
+	sender->recovering = false;
+	/* a time before all times says nothing of how long a push has waited */
+	if (sender->push_due > 0 && sender->push_due <= now)
+		app_recovers(&sender->app, sender->push_due, now);
+}
+
+static bool
+is_limited(const Allowance *allowance)
+{
+	return allowance->rates.calls > 0 || allowance->rates.accounts > 0;
+}
+
+/* How many calls may be in flight; where there is no rate, this is slowed. */
+static int
+in_flight_bound(const Sender *sender, const Allowance *allowance)
+{
+	int			most = sender->options->max_in_flight;
+
+	return is_limited(allowance) ? most : Max((int) (most * allowance->share), 1);
 }
 
 int
 sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 {
-	int			room = sender->options->max_in_flight - sender->in_flight;
-	int64		wait;
+	Allowance	allowance;
+	int			bound;
+	int			room;
 
 	if (sender_due(sender) > now)
 	{
 		*when = Min(*when, sender_due(sender));
 		return 0;
 	}
-	if (room <= 0 || sender->ready != NIL)
-		return 0;				/* an answer or sender_next_ready() goes first */
-	wait = limit_wait(sender, now);
-	if (wait > 0)
+	if (sender->ready != NIL)
+		return 0;				/* sender_next_ready() goes first */
+	app_ask(&sender->app, now, &allowance);
+	bound = in_flight_bound(sender, &allowance);
+	room = bound - sender->in_flight;
+	if (room <= 0)
+		return 0;				/* until an answer comes */
+	if (allowance.wait > 0)
 	{
-		*when = Min(*when, now + wait);
+		*when = Min(*when, now + allowance.wait);
 		return 0;
 	}
-	if (sender->in_flight > 0 && room < sender->options->max_in_flight / 2 &&
+	if (sender->in_flight > 0 && room < bound / 2 &&
 		now < sender->last_claim + CLAIM_PAUSE)
 	{
 		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
 		return 0;
 	}
-	/* without credentials, complain only if something waits: go and see */
-	if (sender->usersig[0] == '\0' && (sender->push_due == 0 || sender->retry_due == 0))
+	if (sender_must_look(sender))
 		return 1;
 	if (!ensure_usersig(sender, now))
 	{
@@ -527,9 +601,21 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
 		return sender->in_flight == 0 ? 1 : 0;
 	/* the next token is not there yet */
-	if (limited(sender))
+	if (is_limited(&allowance))
 		return 1;
 	return Min(room, MAX_CLAIM);
+}
+
+int
+sender_request_size(const Sender *sender, TimestampTz now, bool *scarce)
+{
+	ServerOptions effective = *sender->options;
+	Allowance	allowance;
+
+	app_ask(&sender->app, now, &allowance);
+	*scarce = is_limited(&allowance);
+	effective.accounts_per_second = allowance.rates.accounts;
+	return server_request_size(&effective);
 }
 
 /* An attempt that ended before it began. */
@@ -662,17 +748,14 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 		judge_unsent(sender, request, "out of memory");
 		return true;
 	}
-	app_take(sender->options->sdkappid, sender->options->requests_per_second,
-			 sender->options->accounts_per_second, request->naccounts, now);
 	sender->in_flight++;
 	note_departure(sender, request, now);
 	return false;
 }
 
 /*
- * Between claim and departure a push expired, or the server was paused: back
- * into the journal, where the next claim finds it.  The server is not to
- * blame.
+ * A request that was claimed may not leave after all: back into the journal,
+ * where the next claim finds it.  The server is not to blame.
  */
 static void
 put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
@@ -687,25 +770,71 @@ put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 	note_retry(sender, request, now);
 }
 
+/* How long a claimed request would have to be kept; DT_NOEND: for too long. */
+static int64
+keeping_time(const Sender *sender, TimestampTz now)
+{
+	Allowance	allowance;
+
+	if (stopped_until(sender) > now)
+		return DT_NOEND;
+	app_ask(&sender->app, now, &allowance);
+	return allowance.wait > MAX_KEEPING ? DT_NOEND : allowance.wait;
+}
+
 bool
 sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int64		wait = keeping_time(sender, now);
+	MemoryContext old;
 
 	if (request_any_expired(request, now))
 	{
+		/* the next claim takes the push out of the request */
 		put_back(sender, request, "expired before it could leave", now);
 		return true;
 	}
-	if (limit_wait(sender, now) > 0)
+	if (wait == DT_NOEND)
 	{
-		MemoryContext old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
-
+		put_back(sender, request, "was not allowed to leave", now);
+		return true;
+	}
+	if (wait == 0)
+		wait = app_take(&sender->app, request->naccounts, now);
+	if (wait > 0)
+	{
+		old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
 		sender->ready = lappend(sender->ready, request);
 		MemoryContextSwitchTo(old);
 		return false;
 	}
 	return post_request(sender, request, now);
+}
+
+TimestampTz
+sender_ready_due(const Sender *sender, TimestampTz now)
+{
+	int64		wait = sender->ready != NIL ? keeping_time(sender, now) : 0;
+
+	if (sender->ready == NIL)
+		return DT_NOEND;
+	return wait == DT_NOEND ? now : now + wait;
+}
+
+static Request *
+pop_ready(Sender *sender)
+{
+	Request    *request = linitial(sender->ready);
+
+	sender->ready = list_delete_first(sender->ready);
+	return request;
+}
+
+Request *
+sender_next_ready(Sender *sender, TimestampTz now)
+{
+	return sender_ready_due(sender, now) <= now ? pop_ready(sender) : NULL;
 }
 
 Request *
@@ -715,27 +844,8 @@ sender_take_back(Sender *sender, const char *why)
 
 	if (sender->ready == NIL)
 		return NULL;
-	request = linitial(sender->ready);
-	sender->ready = list_delete_first(sender->ready);
+	request = pop_ready(sender);
 	put_back(sender, request, why, GetCurrentTimestamp());
-	return request;
-}
-
-TimestampTz
-sender_ready_due(const Sender *sender, TimestampTz now)
-{
-	return sender->ready == NIL ? DT_NOEND : now + limit_wait(sender, now);
-}
-
-Request *
-sender_next_ready(Sender *sender, TimestampTz now)
-{
-	Request    *request;
-
-	if (sender->ready == NIL || limit_wait(sender, now) > 0)
-		return NULL;
-	request = linitial(sender->ready);
-	sender->ready = list_delete_first(sender->ready);
 	return request;
 }
 
@@ -773,8 +883,11 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	bound_refusals(sender, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_outcome(sender, &request->outcome, &request->step, request->usersig_serial,
-				 request->ended_at);
+	note_outcome(sender, request);
+	/* it is the app that pauses: when that ends, the request may go */
+	if (request->step.throttled &&
+		!request_all_expired(request, request->ended_at + request->step.delay))
+		request->step.delay = 0;
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
 		note_retry(sender, request, request->ended_at + request->step.delay);

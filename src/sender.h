@@ -11,6 +11,7 @@
 
 #include "postgres.h"
 
+#include "apps.h"
 #include "http.h"
 #include "outbox.h"
 #include "request.h"
@@ -21,6 +22,7 @@ typedef struct Sender
 {
 	MemoryContext context;		/* holds the options */
 	ServerOptions *options;
+	AppUser		app;			/* whose limits it shares */
 	HttpPool   *pool;
 	ServerState state;			/* as push_server has it */
 
@@ -43,10 +45,13 @@ typedef struct Sender
 	int			turn;			/* counts claims, to share them with retries */
 
 	TimestampTz blocked_until;	/* nothing leaves before */
+	TimestampTz changed_at;		/* when its options last changed */
 	int			failures;		/* in a row */
 	int			openings;		/* pauses for failures, in a row */
 	int			refusals;		/* answers without a body, 4xx, in a row */
 	int			stops;			/* server-stop outcomes in a row */
+	bool		recovering;		/* what kept it back is over; see
+								 * sender_recover() */
 
 	/* what push_server should say; written by the next transaction */
 	char	   *problem;		/* NULL: none */
@@ -82,6 +87,21 @@ extern void sender_destroy(Sender *sender);
 extern TimestampTz sender_due(const Sender *sender);
 
 /*
+ * When something may leave, as far as that is known; DT_NOEND if never.
+ * *busy becomes true if pushes wait for nothing but their turn by the rate.
+ */
+extern TimestampTz sender_leaves(const Sender *sender, TimestampTz now, bool *busy);
+
+/* Is it not known what waits, but should be before anything is claimed? */
+extern bool sender_must_look(const Sender *sender);
+
+/*
+ * To be called with what waits known, before anything is claimed: if the
+ * server goes on after something has kept it back for long, it begins slowly.
+ */
+extern void sender_recover(Sender *sender, TimestampTz now);
+
+/*
  * May something leave now, as far as signature, health, limit and room go?
  * Returns how many requests, and otherwise lowers *when to the time when it
  * is worth asking again.
@@ -89,12 +109,18 @@ extern TimestampTz sender_due(const Sender *sender);
 extern int	sender_room(Sender *sender, TimestampTz now, TimestampTz *when);
 
 /*
+ * How many accounts a request may carry now, and whether calls are scarce,
+ * so that it pays to fill them.
+ */
+extern int	sender_request_size(const Sender *sender, TimestampTz now, bool *scarce);
+
+/*
  * Send the request, or keep it until the limit lets it leave.  A request
- * that cannot leave at all is judged: true.
+ * that cannot leave at all, or not soon, is judged: true.
  */
 extern bool sender_send(Sender *sender, Request *request);
 
-/* The next kept request that may leave now, or NULL; see sender_send(). */
+/* The next kept request that sender_send() would not keep, or NULL. */
 extern Request *sender_next_ready(Sender *sender, TimestampTz now);
 
 /* When the next kept request may leave, DT_NOEND if there is none. */

@@ -629,6 +629,17 @@ server_load(Oid serverid)
 	return result;
 }
 
+int
+server_request_size(const ServerOptions *server)
+{
+	int			size = server->accounts_per_request;
+
+	/* what is more than a second's worth would be owed for too long */
+	if (server->accounts_per_second > 0 && server->accounts_per_second < size)
+		size = Max((int) server->accounts_per_second, 1);
+	return size;
+}
+
 /* The only server of the wrapper, remembered until the catalog changes. */
 static Oid
 only_server(void)
@@ -657,10 +668,39 @@ only_server(void)
 	return cached;
 }
 
+/* GetForeignServer() would read all options, which takes longer. */
+static HeapTuple
+server_tuple(Oid serverid)
+{
+	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVEROID, ObjectIdGetDatum(serverid));
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for foreign server %u", serverid);
+	return tuple;
+}
+
+static Oid
+server_wrapper(Oid serverid)
+{
+	HeapTuple	tuple = server_tuple(serverid);
+	Oid			wrapper = ((Form_pg_foreign_server) GETSTRUCT(tuple))->srvfdw;
+
+	ReleaseSysCache(tuple);
+	return wrapper;
+}
+
+void
+server_get_name(Oid serverid, Name name)
+{
+	HeapTuple	tuple = server_tuple(serverid);
+
+	*name = ((Form_pg_foreign_server) GETSTRUCT(tuple))->srvname;
+	ReleaseSysCache(tuple);
+}
+
 Oid
 server_resolve(const char *name)
 {
-	ForeignServer *server;
 	Oid			serverid;
 
 	if (name == NULL && timpush_default_server[0] != '\0')
@@ -674,8 +714,7 @@ server_resolve(const char *name)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name),
 				 errhint("Make it with CREATE SERVER ... FOREIGN DATA WRAPPER timpush.")));
-	server = GetForeignServer(serverid);
-	if (server->fdwid != get_foreign_data_wrapper_oid("timpush", true))
+	if (server_wrapper(serverid) != get_foreign_data_wrapper_oid("timpush", true))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" is not a timpush server", name),
@@ -688,13 +727,14 @@ server_check_usage(Oid serverid, Oid roleid)
 {
 	if (server_usage_aclcheck(serverid, roleid) != ACLCHECK_OK)
 	{
-		char	   *name = GetForeignServer(serverid)->servername;
+		NameData	name;
 
+		server_get_name(serverid, &name);
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for foreign server %s", name),
+				 errmsg("permission denied for foreign server %s", NameStr(name)),
 				 errhint("Ask its owner for GRANT USAGE ON FOREIGN SERVER %s.",
-						 quote_identifier(name))));
+						 quote_identifier(NameStr(name)))));
 	}
 }
 

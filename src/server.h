@@ -42,8 +42,14 @@ extern List *server_list_all(void);
 /* One server; allocated in the current context.  Raises if it is gone. */
 extern ServerOptions *server_load(Oid serverid);
 
+/* Accounts that a request of the server may carry by its own options. */
+extern int	server_request_size(const ServerOptions *server);
+
 /* Server that "name" means, or the default one if it is NULL; raises. */
 extern Oid	server_resolve(const char *name);
+
+/* Its name as the catalog has it. */
+extern void server_get_name(Oid serverid, Name name);
 
 /* Raises unless the role has USAGE on the server. */
 extern void server_check_usage(Oid serverid, Oid roleid);

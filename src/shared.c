@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * shared.c
- *	  Shared memory: who works for which database, and the limits of apps.
+ *	  Shared memory: who works for which database.
  *
  * A slot per database that has ever had work since the start: the worker's
  * latch, a flag that says "look at the outbox", and the time when there is
@@ -28,12 +28,11 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "apps.h"
 #include "compat.h"
-#include "limiter.h"
 #include "shared.h"
 
 #define MAX_DATABASES	1024
-#define MAX_APPS		1024
 
 /* Why a worker is wanted. */
 #define WANTED_FOR_PUSHES	1
@@ -52,21 +51,12 @@ typedef struct DatabaseSlot
 	ConditionVariable recorded; /* the worker has recorded outcomes */
 } DatabaseSlot;
 
-typedef struct AppLimit
-{
-	uint32		sdkappid;		/* 0: free */
-	Bucket		calls;
-	Bucket		accounts;
-	Throttle	throttle;
-} AppLimit;
-
 typedef struct SharedState
 {
-	LWLock	   *lock;			/* over dbid, latch, due and the apps */
+	LWLock	   *lock;			/* over dbid, latch and due */
 	Latch	   *launcher;
 	bool		overflow;		/* somebody found no free slot */
 	DatabaseSlot slots[MAX_DATABASES];
-	AppLimit	apps[MAX_APPS];
 } SharedState;
 
 static SharedState *shared = NULL;
@@ -100,14 +90,15 @@ request_shared(void)
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 #endif
-	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
-	RequestNamedLWLockTranche("timpush", 1);
+	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)) + apps_shmem_size());
+	RequestNamedLWLockTranche("timpush", 2);
 }
 
 static void
 startup_shared(void)
 {
 	bool		found;
+	void	   *apps;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -126,6 +117,8 @@ startup_shared(void)
 			ConditionVariableInit(&shared->slots[i].recorded);
 		}
 	}
+	apps = ShmemInitStruct("timpush apps", apps_shmem_size(), &found);
+	apps_shmem_init(apps, &(GetNamedLWLockTranche("timpush"))[1].lock, found);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -225,7 +218,7 @@ wake(uint32 why)
 }
 
 static void
-lower(pg_atomic_uint64 * time, TimestampTz to)
+lower(pg_atomic_uint64 *time, TimestampTz to)
 {
 	uint64		value = sortable(to);
 	uint64		old = pg_atomic_read_u64(time);
@@ -386,6 +379,20 @@ shared_forget_database(Oid dbid)
 	if (slot != NULL && slot->latch == NULL)
 		slot->dbid = InvalidOid;
 	LWLockRelease(shared->lock);
+	apps_forget_database(dbid);
+}
+
+void
+shared_wake_sharer(Oid dbid)
+{
+	DatabaseSlot *slot;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = find_slot(dbid, false);
+	/* a worker that is leaving finds the flag at its end */
+	if (slot != NULL && (slot->latch != NULL || slot->due != DT_NOEND))
+		want(slot, WANTED_FOR_PUSHES);
+	LWLockRelease(shared->lock);
 }
 
 static void
@@ -500,68 +507,5 @@ shared_worker_leaves(TimestampTz due)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_slot->due = due;
 	my_slot->left_well = true;
-	LWLockRelease(shared->lock);
-}
-
-/* The app's limits; the caller holds the lock.  NULL if the table is full. */
-static AppLimit *
-find_app(uint32 sdkappid)
-{
-	for (int i = 0; i < MAX_APPS; i++)
-	{
-		AppLimit   *app = &shared->apps[i];
-
-		if (app->sdkappid == 0)
-			app->sdkappid = sdkappid;
-		if (app->sdkappid == sdkappid)
-			return app;
-	}
-	return NULL;
-}
-
-int64
-app_wait(uint32 sdkappid, double call_rate, double account_rate, TimestampTz now)
-{
-	AppLimit   *app;
-	int64		wait = 0;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	app = find_app(sdkappid);
-	if (app != NULL)
-		wait = Max(bucket_wait(&app->calls,
-							   throttle_rate(&app->throttle, call_rate, now), now),
-				   bucket_wait(&app->accounts,
-							   throttle_rate(&app->throttle, account_rate, now), now));
-	LWLockRelease(shared->lock);
-	return wait;
-}
-
-void
-app_take(uint32 sdkappid, double call_rate, double account_rate, int accounts,
-		 TimestampTz now)
-{
-	AppLimit   *app;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	app = find_app(sdkappid);
-	if (app != NULL)
-	{
-		bucket_take(&app->calls,
-					throttle_rate(&app->throttle, call_rate, now), 1, now);
-		bucket_take(&app->accounts,
-					throttle_rate(&app->throttle, account_rate, now), accounts, now);
-	}
-	LWLockRelease(shared->lock);
-}
-
-void
-app_throttled(uint32 sdkappid, TimestampTz now)
-{
-	AppLimit   *app;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	app = find_app(sdkappid);
-	if (app != NULL)
-		throttle_hit(&app->throttle, now);
 	LWLockRelease(shared->lock);
 }

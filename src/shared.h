@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * shared.h
- *	  Shared memory: who works for which database, and the limits of apps.
+ *	  Shared memory: who works for which database.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,6 +45,13 @@ extern void shared_wait_outcome_end(void);
 extern bool shared_evict(Oid dbid);
 extern void shared_end_eviction(Oid dbid);
 
+/*
+ * The limits that a database shares with others have changed, so that what it
+ * waits for may come earlier: wake its worker, or have one started if pushes
+ * wait there.
+ */
+extern void shared_wake_sharer(Oid dbid);
+
 /* The launcher's side; "slot" is an index from 0 to shared_slots() - 1. */
 extern int	shared_slots(void);
 extern void shared_launcher_attach(void);
@@ -71,17 +78,5 @@ extern void shared_worker_new_pushes(TimestampTz *send_at, TimestampTz *expires_
 extern void shared_worker_recorded(void);
 extern bool shared_worker_evicted(void);
 extern void shared_worker_leaves(TimestampTz due);
-
-/*
- * The limit of calls and accounts a second of an app, common to all servers
- * and databases of the cluster that name it.  Rates are units a second, 0
- * for none.  app_wait() says for how many microseconds nothing may leave, 0
- * if a call may leave now; app_take() counts a call that leaves.
- */
-extern int64 app_wait(uint32 sdkappid, double call_rate, double account_rate,
-					  TimestampTz now);
-extern void app_take(uint32 sdkappid, double call_rate, double account_rate,
-					 int accounts, TimestampTz now);
-extern void app_throttled(uint32 sdkappid, TimestampTz now);
 
 #endif							/* TIMPUSH_SHARED_H */

@@ -25,6 +25,7 @@
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/resowner.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
@@ -40,6 +41,9 @@ static bool servers_changed = false;
 static bool pushes_added = false;
 static TimestampTz first_send_at = DT_NOEND;
 static TimestampTz first_expiry = DT_NOEND;
+
+/* And what it has to tell once it is over. */
+static bool servers_committed = false;
 
 static bool warned = false;
 static ProcessUtility_hook_type prev_process_utility = NULL;
@@ -65,8 +69,7 @@ wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
 		case XACT_EVENT_PARALLEL_COMMIT:
 			if (pushes_added)
 				shared_wake_for_pushes(first_send_at, first_expiry);
-			if (servers_changed)
-				shared_wake_for_servers();
+			servers_committed = servers_changed;
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
@@ -76,6 +79,20 @@ wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
 			return;
 	}
 	forget_transaction();
+}
+
+/*
+ * The last that happens in a commit.  Only now have the invalidation messages
+ * been sent, without which a worker that looks at the servers sees old ones.
+ */
+static void
+wake_after_commit(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(),
+				  bool is_top_level, void *arg pg_attribute_unused())
+{
+	if (!servers_committed || !is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	servers_committed = false;
+	shared_wake_for_servers();
 }
 
 /* Make ready for the commit; false if there is nobody to be woken. */
@@ -90,6 +107,7 @@ prepare_wake(void)
 	if (!registered)
 	{
 		RegisterXactCallback(wake_at_commit, NULL);
+		RegisterResourceReleaseCallback(wake_after_commit, NULL);
 		registered = true;
 	}
 	return true;

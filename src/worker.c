@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "apps.h"
 #include "compat.h"
 #include "http.h"
 #include "outbox.h"
@@ -155,6 +156,15 @@ take_back(Sender *sender, const char *why)
 		add_unrecorded(request);
 }
 
+static void
+take_back_all(const char *why)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+		take_back(lfirst(cell), why);
+}
+
 /* Take away those whose server is no more. */
 static void
 drop_senders(List *oids)
@@ -199,6 +209,8 @@ refresh_senders(void)
 		else
 			senders = lappend(senders, sender_create(worker_context, lfirst_oid(cell), recent));
 	}
+	/* those that are new have joined already, so that their apps are kept */
+	apps_keep_servers(oids);
 	MemoryContextSwitchTo(cycle_context);
 	servers_known = true;
 	states_due = 0;
@@ -300,27 +312,57 @@ claim_retries(Sender *sender, int room, TimestampTz now)
 static void
 claim_fresh(Sender *sender, int room, TimestampTz now)
 {
-	Claim		claim = {sender->options, sender->state.random_key, &sender->riders,
-	&sender->front, sender->recent};
+	Claim		claim = {
+		.server = sender->options,
+		.random_key = sender->state.random_key,
+		.riders = &sender->riders,
+		.front = &sender->front,
+		.recent = sender->recent,
+	};
 	List	   *requests;
 	TimestampTz due;
 
 	if (room <= 0 || sender->push_due > now)
 		return;
+	claim.size = sender_request_size(sender, now, &claim.scarce);
 	requests = outbox_claim(&claim, room, &due, claim_context);
 	sender->push_due = look_again(due, requests, now);
 	claimed = list_concat(claimed, requests);
 }
 
-/* Before a server has credentials, find out whether it needs any. */
+/* Find out what waits before anything is done about it. */
 static void
 look_for_work(Sender *sender)
 {
-	if (sender->usersig[0] != '\0' || (sender->push_due != 0 && sender->retry_due != 0))
+	if (!sender_must_look(sender))
 		return;
 	outbox_look(sender->options, &sender->front, &sender->retry_front);
 	sender->push_due = front_first(&sender->front).at;
 	sender->retry_due = sender->retry_front.at;
+}
+
+/*
+ * Has another server of the app claimed something in this cycle?  Where calls
+ * are scarce that is what the app's next token is for.
+ */
+static bool
+app_has_claimed(const Sender *sender, TimestampTz now)
+{
+	ListCell   *cell;
+	bool		scarce;
+
+	(void) sender_request_size(sender, now, &scarce);
+	if (!scarce)
+		return false;
+	foreach(cell, senders)
+	{
+		const Sender *other = lfirst(cell);
+
+		if (other != sender && other->last_claim == now &&
+			other->options->sdkappid == sender->options->sdkappid)
+			return true;
+	}
+	return false;
 }
 
 /* Of every four claims, one lets the retries go first. */
@@ -332,8 +374,9 @@ claim_for(Sender *sender, TimestampTz now)
 	int			before = list_length(claimed);
 
 	look_for_work(sender);
+	sender_recover(sender, now);
 	room = sender_room(sender, now, &when);
-	if (room == 0)
+	if (room == 0 || app_has_claimed(sender, now))
 		return;
 	sender->last_claim = now;
 	if (sender->turn++ % 4 == 0)
@@ -373,6 +416,27 @@ note_in_flight(void)
 		return;
 	outbox_note_in_flight(first);
 	noted_in_flight = first;
+}
+
+static int
+compare_last_claims(const ListCell *a, const ListCell *b)
+{
+	TimestampTz x = ((const Sender *) lfirst(a))->last_claim;
+	TimestampTz y = ((const Sender *) lfirst(b))->last_claim;
+
+	return x < y ? -1 : x > y ? 1 : 0;
+}
+
+/* Who has claimed least recently goes first: servers of one app take turns. */
+static void
+claim_for_all(TimestampTz now)
+{
+	List	   *order = list_copy(senders);
+	ListCell   *cell;
+
+	list_sort(order, compare_last_claims);
+	foreach(cell, order)
+		claim_for(lfirst(cell), now);
 }
 
 static void
@@ -461,11 +525,9 @@ cycle_work(bool may_claim)
 	if (may_claim)
 	{
 		expire_pushes(now);
+		claim_for_all(now);
 		foreach(cell, senders)
-		{
-			claim_for(lfirst(cell), now);
 			expire_retries(lfirst(cell), now);
-		}
 	}
 	note_problems(now);
 	/* the list must outlive the transaction's memory */
@@ -726,22 +788,24 @@ note_wake(bool servers)
 
 /*
  * Nothing is in flight and nothing may leave.  Leave the database when that
- * has lasted, or has no end in sight; the launcher starts a worker again.
+ * has lasted, but for pushes that only wait for their turn by the rate; the
+ * launcher starts a worker again.
  */
 static TimestampTz
 rest(TimestampTz now)
 {
 	TimestampTz due = expiry_due;
+	bool		busy = false;
 	ListCell   *cell;
 
-	if (idle_since == 0)
-		idle_since = now;
 	foreach(cell, senders)
 	{
 		Sender	   *sender = lfirst(cell);
 
-		due = Min(due, Min(sender_due(sender), sender->retry_expiry));
+		due = Min(due, Min(sender_leaves(sender, now, &busy), sender->retry_expiry));
 	}
+	if (idle_since == 0 || busy)
+		idle_since = now;
 	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
 	{
 		shared_worker_leaves(due);
@@ -756,6 +820,7 @@ finish_in_flight(void)
 {
 	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
 
+	take_back_all("the worker ended before it could leave");
 	pgstat_report_activity(STATE_RUNNING, "ending");
 	while (http_in_flight() > 0)
 	{
@@ -869,7 +934,10 @@ work(void)
 		MemoryContextSwitchTo(cycle_context);
 		handle_signals();
 		take_answers();
-		send_ready();
+		if (timpush_enabled)
+			send_ready();
+		else
+			take_back_all("sending was switched off before it could leave");
 		now = GetCurrentTimestamp();
 		may_claim = timpush_enabled;
 		if ((may_claim || unrecorded != NIL) && cycle_wanted(now, &when))
@@ -990,6 +1058,7 @@ timpush_worker_main(Datum arg)
 	(void) shared_worker_woken(&ignored);
 	if (!open_database())
 	{
+		apps_forget_database(MyDatabaseId);
 		shared_worker_leaves(DT_NOEND);
 		proc_exit(0);
 	}

@@ -290,32 +290,264 @@ check_throttle(void)
 	Throttle	throttle = {0};
 	int64_t		now = START;
 
-	ok(throttle_rate(&throttle, 40, now) == 40, "never hit: the set rate");
-	ok(throttle_rate(&throttle, 0, now) == 0, "no limit stays none");
-	throttle_hit(&throttle, now);
-	ok(fabs(throttle_rate(&throttle, 40, now) - 28) < 1e-9, "a hit: 0.7");
-	ok(throttle_rate(&throttle, 0, now) == 0, "no limit stays none when hit");
-	ok(fabs(throttle_rate(&throttle, 40, now + 10 * SECOND - 1) - 28) < 1e-9,
+	ok(throttle_share(&throttle, now) == 1, "never hit: all of the rate");
+	throttle_hit(&throttle, SECOND, now);
+	ok(fabs(throttle_share(&throttle, now) - 0.7) < 1e-9, "a hit: 0.7");
+	for (int i = 0; i < 30; i++)
+		throttle_hit(&throttle, SECOND, now + i * SECOND / 32);
+	ok(fabs(throttle_share(&throttle, now) - 0.7) < 1e-9,
+	   "answers within a second tell the same");
+	ok(fabs(throttle_share(&throttle, now + 10 * SECOND - 1) - 0.7) < 1e-9,
 	   "nothing recovers before a step is over");
-	ok(fabs(throttle_rate(&throttle, 40, now + 10 * SECOND) - 30) < 1e-9,
+	ok(fabs(throttle_share(&throttle, now + 10 * SECOND) - 0.75) < 1e-9,
 	   "a twentieth of the set rate after ten seconds");
-	ok(throttle_rate(&throttle, 40, now + 60 * SECOND) == 40,
+	ok(throttle_share(&throttle, now + 60 * SECOND) == 1,
 	   "all of it after a minute");
-	ok(throttle_rate(&throttle, 40, now + 86400 * SECOND) == 40,
+	ok(throttle_share(&throttle, now + 86400 * SECOND) == 1,
 	   "and no more than all");
 
-	throttle_hit(&throttle, now + 10 * SECOND);
-	ok(fabs(throttle_rate(&throttle, 100, now + 10 * SECOND) - 52.5) < 1e-9,
+	throttle_hit(&throttle, SECOND, now + 10 * SECOND);
+	ok(fabs(throttle_share(&throttle, now + 10 * SECOND) - 0.525) < 1e-9,
 	   "a second hit takes from what has recovered");
-	for (int i = 0; i < 1000; i++)
-		throttle_hit(&throttle, now);
-	ok(fabs(throttle_rate(&throttle, 100, now) - 2) < 1e-9, "there is a floor");
-	ok(throttle_rate(&throttle, 100, now + 200 * SECOND) == 100,
-	   "that recovers too");
-	ok(throttle_rate(&throttle, 100, now - 86400 * SECOND) == 100,
+	now += 10 * SECOND;
+	for (int i = 0; i < 20; i++)
+		throttle_hit(&throttle, SECOND, now += SECOND);
+	ok(fabs(throttle_share(&throttle, now) - THROTTLE_FLOOR) < 1e-9,
+	   "there is a floor");
+	ok(throttle_share(&throttle, now + 200 * SECOND) == 1, "that recovers too");
+	ok(throttle_share(&throttle, now - 86400 * SECOND) == 1,
 	   "a clock that was set back does not throttle for a day");
-	ok(throttle_rate(&throttle, 100, now - SECOND) < 3,
+	ok(throttle_share(&throttle, now - SECOND) < 0.03,
 	   "a small step back frees nothing");
+	throttle_hit(&throttle, SECOND, now - 86400 * SECOND);
+	ok(fabs(throttle_share(&throttle, now - 86400 * SECOND) - 0.7) < 1e-9,
+	   "nor does it keep a hit from counting");
+}
+
+static void
+check_pause(void)
+{
+	Throttle	throttle = {0};
+	int64_t		now = START;
+
+	is_int(throttle_wait(&throttle, now), 0, "never hit: no pause");
+	throttle_hit(&throttle, 2 * SECOND, now);
+	is_int(throttle_wait(&throttle, now), 2 * SECOND, "a hit: a pause");
+	is_int(throttle_wait(&throttle, now + SECOND), SECOND, "that passes");
+	is_int(throttle_wait(&throttle, now + 2 * SECOND), 0, "and ends");
+	throttle_hit(&throttle, SECOND / 2, now + SECOND / 10);
+	is_int(throttle_wait(&throttle, now + SECOND), SECOND,
+		   "a hit that asks for less does not shorten it");
+	throttle_hit(&throttle, 300 * SECOND, now + SECOND / 5);
+	is_int(throttle_wait(&throttle, now + SECOND / 5), 300 * SECOND,
+		   "one that asks for more extends it, counted or not");
+	is_int(throttle_wait(&throttle, now - 3600 * SECOND), 0,
+		   "a clock that was set back ends it");
+	ok(throttle_wait(&throttle, now - SECOND / 2) <= 300 * SECOND,
+	   "a small step back does not make it longer");
+	throttle_resume(&throttle);
+	is_int(throttle_wait(&throttle, now + SECOND), 0, "it can be ended");
+	ok(throttle_share(&throttle, now + SECOND) < 0.71, "which leaves the share");
+	throttle_hit(&throttle, 0, now + 10 * SECOND);
+	is_int(throttle_wait(&throttle, now + 10 * SECOND), 0,
+		   "Retry-After: 0 is no pause");
+}
+
+static void
+check_ramp(void)
+{
+	static const double shares[] = {0.1, 0.2, 0.4, 0.8, 1, 1, 1};
+	Ramp		ramp = {0};
+	int64_t		now = START;
+
+	ok(ramp_share(&ramp, now) == 1, "no ramp: all of the rate");
+	ok(!ramp_begin(&ramp, now - 299 * SECOND, now) && ramp_share(&ramp, now) == 1,
+	   "less than five minutes is no long stop");
+	ok(!ramp_begin(&ramp, now + 3600 * SECOND, now), "nor is the future");
+	ok(ramp_begin(&ramp, now - 300 * SECOND, now), "five minutes are one");
+	for (size_t i = 0; i < sizeof(shares) / sizeof(shares[0]); i++)
+		ok(fabs(ramp_share(&ramp, now + i * 5 * SECOND) - shares[i]) < 1e-9 &&
+		   fabs(ramp_share(&ramp, now + (i + 1) * 5 * SECOND - 1) - shares[i]) < 1e-9,
+		   "%g from second %d on", shares[i], (int) i * 5);
+	ok(ramp_share(&ramp, now + INT64_C(1000) * 86400 * SECOND) == 1,
+	   "however long ago");
+	ok(ramp_share(&ramp, now - 3600 * SECOND) == 1,
+	   "a clock that was set back ends it");
+	ok(ramp_share(&ramp, now - SECOND / 2) == RAMP_START,
+	   "a small step back gains nothing");
+	ok(ramp_begin(&ramp, now, now + 400 * SECOND) &&
+	   ramp_share(&ramp, now + 400 * SECOND) == RAMP_START, "another stop, another ramp");
+}
+
+static Rates
+rates_of(double calls, double accounts)
+{
+	Rates		rates = {calls, accounts};
+
+	return rates;
+}
+
+static void
+check_lowest(void)
+{
+	static const struct
+	{
+		Rates		a;
+		Rates		b;
+		Rates		lowest;
+		bool		rise;
+	}			cases[] = {
+		{{0, 0}, {0, 0}, {0, 0}, false},
+		{{10, 0}, {0, 0}, {10, 0}, true},
+		{{0, 0}, {10, 0}, {10, 0}, false},
+		{{10, 0}, {30, 0}, {10, 0}, true},
+		{{30, 0}, {10, 0}, {10, 0}, false},
+		{{10, 0}, {10, 0}, {10, 0}, false},
+		{{10, 500}, {30, 0}, {10, 500}, true},
+		{{30, 100}, {10, 500}, {10, 100}, true},
+		{{0, 100}, {10, 0}, {10, 100}, true},
+		{{-1, NAN}, {INFINITY, 5}, {0, 5}, false},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+	{
+		Rates		one = rates_lowest(cases[i].a, cases[i].b);
+		Rates		other = rates_lowest(cases[i].b, cases[i].a);
+
+		ok(one.calls == cases[i].lowest.calls &&
+		   one.accounts == cases[i].lowest.accounts &&
+		   other.calls == one.calls && other.accounts == one.accounts,
+		   "lowest of %g/%g and %g/%g", cases[i].a.calls, cases[i].a.accounts,
+		   cases[i].b.calls, cases[i].b.accounts);
+		ok(rates_rise(cases[i].a, cases[i].b) == cases[i].rise,
+		   "from the one to the other more may leave: %d", cases[i].rise);
+	}
+}
+
+static Allowance
+asked(const Limiter *limiter, Rates set, int64_t now)
+{
+	Allowance	allowance;
+
+	/* nothing of what was there before may remain */
+	memset(&allowance, 0x55, sizeof(allowance));
+	limiter_ask(limiter, set, now, &allowance);
+	return allowance;
+}
+
+static void
+check_limiter(void)
+{
+	Limiter		limiter = {0};
+	Rates		set = {10, 1000};
+	int64_t		now = START;
+	Allowance	allowance = asked(&limiter, set, now);
+
+	ok(allowance.wait == 0 && allowance.share == 1 && !allowance.paused &&
+	   allowance.rates.calls == 10 && allowance.rates.accounts == 1000,
+	   "a fresh limiter allows all that is set");
+	limiter_take(&limiter, set, 1, now);
+	limiter_take(&limiter, set, 1, now);
+	ok(asked(&limiter, set, now).wait > SECOND / 10, "calls make wait");
+	now += SECOND;
+	limiter_take(&limiter, set, 500, now);
+	ok(llabs(asked(&limiter, set, now).wait - SECOND / 2) < SECOND / 20,
+	   "so do accounts, whichever is longer");
+	is_int(asked(&limiter, rates_of(0, 0), now).wait, 0, "no limit: no wait");
+
+	/* throttled, everything is less, and nothing leaves during the pause */
+	throttle_hit(&limiter.throttle, 30 * SECOND, now);
+	allowance = asked(&limiter, set, now);
+	ok(allowance.wait == 30 * SECOND && allowance.paused &&
+	   fabs(allowance.share - 0.7) < 1e-9 &&
+	   fabs(allowance.rates.calls - 7) < 1e-9 &&
+	   fabs(allowance.rates.accounts - 700) < 1e-9, "a throttle answer");
+	allowance = asked(&limiter, rates_of(0, 0), now);
+	ok(allowance.wait == 30 * SECOND && allowance.rates.calls == 0 &&
+	   allowance.rates.accounts == 0 && fabs(allowance.share - 0.7) < 1e-9,
+	   "without a limit: a pause, and no limit after it");
+	now += 30 * SECOND;
+	ok(!asked(&limiter, set, now).paused, "the pause ends");
+
+	/* after a long stop it begins slowly, from what throttling has left */
+	ramp_begin(&limiter.ramp, now - 400 * SECOND, now);
+	allowance = asked(&limiter, set, now);
+	ok(fabs(allowance.share - 0.085) < 1e-9 &&
+	   fabs(allowance.rates.calls - 0.85) < 1e-9, "a ramp of the lowered rate");
+	now += 60 * SECOND;
+	ok(asked(&limiter, set, now).share == 1, "all of it is over in the end");
+
+	/* what is waited for under a low share may come earlier */
+	memset(&limiter, 0, sizeof(limiter));
+	set = rates_of(0.5, 0);
+	ramp_begin(&limiter.ramp, now - 400 * SECOND, now);
+	limiter_take(&limiter, set, 1, now);
+	allowance = asked(&limiter, set, now);
+	ok(allowance.wait > 0 && allowance.wait <= RAMP_STEP_US && !allowance.paused,
+	   "nobody is told to wait past the next step of the share");
+	set = rates_of(0.05, 0);
+	limiter_take(&limiter, set, 1, now += 60 * SECOND);
+	limiter_take(&limiter, set, 1, now);
+	ok(asked(&limiter, set, now).wait > 20 * SECOND,
+	   "nor asked to come early when there is none");
+}
+
+/*
+ * Servers of one app, with rates of their own, that ask in turn: together
+ * they keep to the lowest.
+ */
+static void
+check_sharing(void)
+{
+	Limiter		limiter = {0};
+	Rates		set = rates_lowest(rates_of(40, 0), rates_of(15, 3000));
+	int64_t		now = START;
+	int			n = 3000;
+	int64_t    *times = malloc(n * sizeof(*times));
+	int64_t		accounts = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		int			size = 1 + (int) (random_share() * 300);
+		int64_t		wait;
+
+		while ((wait = asked(&limiter, set, now).wait) > 0)
+			now += wait + (int64_t) (random_share() * 3000);
+		limiter_take(&limiter, set, size, now);
+		accounts += size;
+		times[i] = now;
+	}
+	ok(fullest_second(times, n) <= 16, "two servers of an app: the lowest rate + 1 (%d)",
+	   fullest_second(times, n));
+	ok((double) accounts * SECOND / (double) (now - START) < 3030,
+	   "and the accounts of the one that limits them");
+	free(times);
+}
+
+/* Through a ramp no second sees more than its share, plus one. */
+static void
+check_ramp_run(void)
+{
+	Limiter		limiter = {0};
+	Rates		set = {40, 0};
+	int64_t		now = START;
+	int			counts[25] = {0};
+
+	ramp_begin(&limiter.ramp, now - 301 * SECOND, now);
+	while (now < START + 25 * SECOND)
+	{
+		now += asked(&limiter, set, now).wait + (int64_t) (random_share() * 2000);
+		if (asked(&limiter, set, now).wait > 0 || now >= START + 25 * SECOND)
+			continue;
+		limiter_take(&limiter, set, 1, now);
+		counts[(now - START) / SECOND]++;
+	}
+	ok(counts[0] <= 5 && counts[0] >= 3 && counts[4] <= 5, "4 a second at first (%d)",
+	   counts[0]);
+	ok(counts[6] <= 9 && counts[6] >= 7, "then 8 (%d)", counts[6]);
+	ok(counts[12] <= 17 && counts[12] >= 15, "then 16 (%d)", counts[12]);
+	ok(counts[17] <= 33 && counts[17] >= 31, "then 32 (%d)", counts[17]);
+	ok(counts[22] <= 41 && counts[22] >= 39, "then 40 (%d)", counts[22]);
 }
 
 int
@@ -328,5 +560,11 @@ main(void)
 	check_clock();
 	check_many_units();
 	check_throttle();
+	check_pause();
+	check_ramp();
+	check_lowest();
+	check_limiter();
+	check_sharing();
+	check_ramp_run();
 	return done_testing();
 }
