@@ -170,7 +170,7 @@ leave(AppServer *server)
 	find_lowest(sdkappid);
 }
 
-/* The options of a server have changed: what the app paused for may be over. */
+/* What the app paused for may be over. */
 static void
 end_pause(App *app)
 {
@@ -317,6 +317,20 @@ app_throttled(AppUser *user, int64 pause, TimestampTz now)
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	app = app_of(user);
 	throttle_hit(app != NULL ? &app->limiter.throttle : &user->own.throttle, pause, now);
+	LWLockRelease(lock);
+}
+
+void
+app_resume(AppUser *user)
+{
+	App		   *app;
+
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	app = app_of(user);
+	if (app != NULL)
+		end_pause(app);
+	else
+		throttle_resume(&user->own.throttle);
 	LWLockRelease(lock);
 }
 

@@ -70,6 +70,9 @@ extern int64 app_take(AppUser *user, int accounts, TimestampTz now);
 /* A throttle answer asks for a pause of so many microseconds. */
 extern void app_throttled(AppUser *user, int64 pause, TimestampTz now);
 
+/* End such a pause: somebody wants the app to be tried at once. */
+extern void app_resume(AppUser *user);
+
 /* A call of the server has got a good answer. */
 extern void app_worked(AppUser *user, TimestampTz now);
 

@@ -297,6 +297,8 @@ forget_trouble(Sender *sender, bool was_paused)
 	sender->blocked_until = 0;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 	forget_usersig(sender);
+	if (!sender->state.paused)
+		app_resume(&sender->app);
 	if (sender->state.paused != was_paused)
 		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
 							 was_paused ? "resumed" : "paused")));

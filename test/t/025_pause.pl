@@ -316,17 +316,21 @@ cmp_ok(time - $began,
 	'it is tried at once when it is resumed, with the key read anew');
 is(state_of('wrong'), 'active', 'and is active');
 
-# An hour's rest
-$id = push_id($node, 'first1-code-60028', server => 'wrong');
-wait_until(sub { seen('first1-code-60028') }, 'the first call');
-my $fresh = push_id($node, 'fresh', server => 'wrong');
+# An app that rests for an hour, with all of its servers
+sql($tim->create_server_sql(
+		'trial',
+		sdkappid => 1600150143,
+		secret_key => 'another-key'));
+$id = push_id($node, 'first1-code-60028', server => 'trial');
+$node->poll_query_until('postgres',
+	"SELECT state = 'retrying' FROM push_status WHERE push_id = $id");
+my $fresh = push_id($node, 'fresh', server => 'trial');
 worker_has_looked();
-is(status($node, $fresh)->{state}, 'waiting', 'a server rests for long');
-resume('wrong');
-settle($node, where => "push_id = $fresh");
-is(seen('fresh'), 1, 'until it is resumed');
-is(sql("SELECT timpush_cancel($id)"),
-	't', 'what is to go again later can be cancelled');
+is(status($node, $fresh)->{state}, 'waiting', 'an app rests for long');
+resume('trial');
+settle($node, where => "server = 'trial'");
+is(status($node, $id)->{state} . status($node, $fresh)->{state},
+	'sentsent', 'until a server of it is resumed');
 
 # Paused in its trouble
 unlink $key_file;
