@@ -321,6 +321,20 @@ app_throttled(AppUser *user, int64 pause, TimestampTz now)
 }
 
 void
+app_resume(AppUser *user)
+{
+	App		   *app;
+
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	app = app_of(user);
+	if (app != NULL)
+		end_pause(app);
+	else
+		throttle_resume(&user->own.throttle);
+	LWLockRelease(lock);
+}
+
+void
 app_worked(AppUser *user, TimestampTz now)
 {
 	if (now >= user->worked && now < user->worked + SAY_WORKED_US)

@@ -70,6 +70,9 @@ extern int64 app_take(AppUser *user, int accounts, TimestampTz now);
 /* A throttle answer asks for a pause of so many microseconds. */
 extern void app_throttled(AppUser *user, int64 pause, TimestampTz now);
 
+/* Whatever the app pauses for shall be tried again now. */
+extern void app_resume(AppUser *user);
+
 /* A call of the server has got a good answer. */
 extern void app_worked(AppUser *user, TimestampTz now);
 

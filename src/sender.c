@@ -294,6 +294,8 @@ forget_trouble(Sender *sender, bool was_paused)
 	keep_problem(sender, NULL, 0, false);
 	sender->problem_changed = false;
 	sender->recovering = true;
+	if (!sender->state.paused)
+		app_resume(&sender->app);
 	sender->blocked_until = 0;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 	forget_usersig(sender);
