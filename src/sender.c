@@ -529,6 +529,8 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 	}
 	if (sender->ready != NIL)
 		return 0;				/* sender_next_ready() goes first */
+	if (sender_must_look(sender))
+		return 1;
 	app_ask(&sender->app, now, &allowance);
 	bound = in_flight_bound(sender, &allowance);
 	room = bound - sender->in_flight;
@@ -545,8 +547,6 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
 		return 0;
 	}
-	if (sender_must_look(sender))
-		return 1;
 	if (!ensure_usersig(sender, now))
 	{
 		*when = Min(*when, sender->blocked_until);

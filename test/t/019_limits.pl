@@ -242,6 +242,10 @@ my $large = push_id(
 	$node,
 	\"ARRAY(SELECT 'large-' || n FROM generate_series(1, 1000) n)",
 	server => 'accounts');
+is( $node->safe_psql(
+		'postgres', "SELECT jsonb_array_length(timpush_preview($large))"),
+	5,
+	'a preview shows requests of the size that they will have');
 server('postgres', 'strangers', 'strangers', 0);
 server('other', 'strangers_other', 'strangers', 0,
 	accounts_per_second => 100);
