@@ -50,6 +50,7 @@
  * and else goes back into the journal.
  */
 #define MAX_KEEPING			SECONDS(5)
+#define KEPT_BACK			"was claimed, but may not leave yet"
 
 /*
  * With requests in flight and little room, a claim waits this long for more
@@ -725,23 +726,11 @@ put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 	note_retry(sender, now);
 }
 
-/* How long a claimed request would have to be kept; DT_NOEND: for too long. */
-static int64
-keeping_time(const Sender *sender, TimestampTz now)
-{
-	Allowance	allowance;
-
-	if (stopped_until(sender) > now)
-		return DT_NOEND;
-	app_ask(&sender->app, now, &allowance);
-	return allowance.wait > MAX_KEEPING ? DT_NOEND : allowance.wait;
-}
-
 bool
 sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		wait = keeping_time(sender, now);
+	int64		wait;
 	MemoryContext old;
 
 	if (request_any_expired(request, now))
@@ -750,13 +739,13 @@ sender_send(Sender *sender, Request *request)
 		put_back(sender, request, "expired before it could leave", now);
 		return true;
 	}
-	if (wait == DT_NOEND)
+	wait = stopped_until(sender) > now ? DT_NOEND :
+		app_take(&sender->app, request->naccounts, now);
+	if (wait > MAX_KEEPING)
 	{
-		put_back(sender, request, "was not allowed to leave", now);
+		put_back(sender, request, KEPT_BACK, now);
 		return true;
 	}
-	if (wait == 0)
-		wait = app_take(&sender->app, request->naccounts, now);
 	if (wait > 0)
 	{
 		old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
@@ -770,11 +759,15 @@ sender_send(Sender *sender, Request *request)
 TimestampTz
 sender_ready_due(const Sender *sender, TimestampTz now)
 {
-	int64		wait = sender->ready != NIL ? keeping_time(sender, now) : 0;
+	Allowance	allowance;
 
 	if (sender->ready == NIL)
 		return DT_NOEND;
-	return wait == DT_NOEND ? now : now + wait;
+	app_ask(&sender->app, now, &allowance);
+	/* what would have to be kept for too long goes back at once */
+	if (stopped_until(sender) > now || allowance.wait > MAX_KEEPING)
+		return now;
+	return now + allowance.wait;
 }
 
 static Request *
@@ -800,7 +793,7 @@ sender_take_back(Sender *sender)
 	if (sender->ready == NIL)
 		return NULL;
 	request = pop_ready(sender);
-	put_back(sender, request, "was not allowed to leave", GetCurrentTimestamp());
+	put_back(sender, request, KEPT_BACK, GetCurrentTimestamp());
 	return request;
 }
 
