@@ -10,10 +10,12 @@ OBJS = \
 	src/enqueue.o \
 	src/front.o \
 	src/http.o \
+	src/insert.o \
 	src/journal.o \
 	src/launcher.o \
 	src/limiter.o \
 	src/load.o \
+	src/manage.o \
 	src/msgrandom.o \
 	src/outbox.o \
 	src/owner.o \
@@ -37,7 +39,7 @@ EXTENSION = timpush
 DATA = sql/timpush--1.0.sql
 PGFILEDESC = "timpush - reliable sender of Tencent TIMPush notifications"
 
-REGRESS = setup options enqueue preview trigger status usersig privileges comments drop
+REGRESS = setup options enqueue preview trigger status usersig manage privileges comments drop
 REGRESS_OPTS = --inputdir=. --outputdir=.
 
 SHLIB_LINK = -lcurl -lcrypto

@@ -234,6 +234,382 @@ SELECT to_accounts FROM push_outbox ORDER BY id;
 ROLLBACK;
 DEALLOCATE push;
 
+-- a row is there for the next command, and for a query of a function's own
+CREATE FUNCTION waiting_now() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT count(*) FROM push_outbox';
+BEGIN;
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World') > 0, waiting_now(), (SELECT count(*) FROM push_outbox);
+SELECT waiting_now(), count(*) FROM push_outbox;
+-- so that this finds no end of it
+INSERT INTO push_outbox (from_account, to_accounts, title)
+  SELECT 'boss', ARRAY['copy' || timpush_batch('boss', '{u1}', title, 'World')], title FROM push_outbox;
+SELECT count(*) FROM push_outbox;
+ROLLBACK;
+DROP FUNCTION waiting_now();
+
+-- subtransactions of PL/pgSQL
+BEGIN;
+DO $$
+BEGIN
+  FOR i IN 1 .. 4 LOOP
+    BEGIN
+      PERFORM timpush_batch('boss', ARRAY['u' || i], 'Hello', 'World');
+      PERFORM timpush_batch('boss', ARRAY['v' || i], CASE i WHEN 2 THEN '' ELSE 'Hello' END, '');
+      IF i = 3 THEN RAISE division_by_zero; END IF;
+    EXCEPTION
+      WHEN invalid_parameter_value OR division_by_zero THEN NULL;
+    END;
+  END LOOP;
+END $$;
+SELECT to_accounts FROM push_outbox ORDER BY id;
+ROLLBACK;
+
+-- other ways of INSERT
+BEGIN;
+INSERT INTO push_outbox (from_account, to_accounts, title) VALUES ('boss', '{u1}', 'Hello') RETURNING id, priority, handed_out \gset
+SELECT :id = max(id), :priority, :handed_out FROM push_outbox;
+INSERT INTO push_outbox (id, from_account, to_accounts, title) VALUES (:id, 'boss', '{u2}', 'Hello') ON CONFLICT (id) DO NOTHING;
+INSERT INTO push_outbox (id, from_account, to_accounts, title) VALUES (:id, 'boss', '{u3}', 'Hello')
+  ON CONFLICT (id) DO UPDATE SET to_accounts = excluded.to_accounts, title = 'Bye';
+COPY push_outbox (from_account, to_accounts, title, extra) FROM stdin;
+boss	{c1,c2}	Hello	{"Classification": 1}
+boss	{c3}	Bye	\N
+\.
+SELECT id >= :id, server, to_accounts, title, extra, priority, enqueued_by = current_user, accounts FROM push_outbox ORDER BY id;
+SELECT count(DISTINCT content_key) FROM push_outbox WHERE title = 'Bye';
+SAVEPOINT s;
+COPY push_outbox (from_account, to_accounts, title) FROM stdin;
+boss	{c4}	Hello
+boss	{c5,c5}	Hello
+\.
+ROLLBACK TO s;
+SELECT count(*) FROM push_outbox;
+ROLLBACK;
+
+-- what is set, or who calls, may be another with each call
+CREATE ROLE regress_timpush_app;
+GRANT EXECUTE ON FUNCTION timpush_batch TO regress_timpush_app;
+GRANT USAGE ON FOREIGN SERVER chat TO regress_timpush_app;
+BEGIN;
+SELECT timpush_batch('boss', '{u1}', 'as set', 'World') > 0;
+SET LOCAL timpush.default_server = 'chat2';
+SET LOCAL timpush.default_ttl = '1h';
+SET LOCAL timpush.on_unknown = 'hold';
+SELECT timpush_batch('boss', '{u1}', 'set anew', 'World') > 0;
+SET LOCAL timpush.default_server = 'chat';
+SET LOCAL ROLE regress_timpush_app;
+SELECT timpush_batch('boss', '{u1}', 'role', 'World') > 0;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', server => 'chat2')$$);
+RESET ROLE;
+REVOKE USAGE ON FOREIGN SERVER chat FROM regress_timpush_app;
+SELECT timpush_batch('boss', '{u1}', 'reset', 'World') > 0;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World')$$);
+RESET ROLE;
+GRANT USAGE ON FOREIGN DATA WRAPPER timpush TO regress_timpush_app;
+ALTER SERVER chat OWNER TO regress_timpush_app;
+SET LOCAL ROLE regress_timpush_app;
+SELECT timpush_batch('boss', '{u1}', 'owner', 'World') > 0;
+RESET ROLE;
+SELECT title, server, enqueued_by = current_user, on_unknown, expires_at - now() FROM push_outbox ORDER BY id;
+ROLLBACK;
+
+-- another server of the same name, and none
+BEGIN;
+DROP SERVER chat;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World')$$);
+CREATE SERVER chat FOREIGN DATA WRAPPER timpush OPTIONS (sdkappid '88888888', host '127.0.0.1:2');
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World') > 0;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World')$$);
+RESET ROLE;
+ALTER SERVER chat RENAME TO chat9;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World')$$);
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', server => 'chat9') > 0;
+DROP SERVER chat2;
+SET LOCAL timpush.default_server = '';
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World') > 0;
+ALTER SERVER chat9 RENAME TO chat;
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World') > 0;
+SELECT server FROM push_outbox ORDER BY id;
+ROLLBACK;
+
+-- values that are stored apart, packed or unfolded in memory
+BEGIN;
+DO $$
+DECLARE
+  receivers text[] := array(SELECT 'u' || i FROM generate_series(1, 3000) i);
+BEGIN
+  receivers[1] := repeat('long', 100);
+  PERFORM timpush_batch('boss', receivers, repeat('Hello ', 1000), 'World', extra => jsonb_build_object('a', repeat('b', 9000)));
+  PERFORM timpush_batch(from_account, to_accounts, title, descr, extra => extra) FROM push_outbox;
+END $$;
+SELECT count(*), count(DISTINCT (to_accounts, title, extra)), min(accounts), min(cardinality(to_accounts)), min(length(title)), min(length(extra->>'a'))
+FROM push_outbox;
+ROLLBACK;
+
+-- What the owner adds to the table holds for the function and for INSERT alike,
+-- from the next row on and no longer than it is there.
+CREATE TABLE log (line text);
+CREATE FUNCTION log_row() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO log VALUES (concat_ws(' ', tg_when, tg_level, new.title));
+  RETURN NULL;
+END $$;
+CREATE FUNCTION log_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO log SELECT concat_ws(' ', tg_when, tg_level, count(*), min(title)) FROM added;
+  RETURN NULL;
+END $$;
+CREATE FUNCTION change_row() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF new.title = 'skip' THEN RETURN NULL; END IF;
+  IF new.title = 'empty' THEN new.to_accounts = '{}'; END IF;
+  IF new.title = 'again' THEN PERFORM timpush_batch('boss', '{u2}', 'inner', NULL); END IF;
+  IF new.title = 'server' THEN new.server = 'chat2'; END IF;
+  new.title = upper(new.title);
+  RETURN new;
+END $$;
+CREATE FUNCTION push_more(title text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+  IF title = 'outer' THEN PERFORM timpush_batch('boss', '{u3}', 'inner', NULL); END IF;
+  RETURN title;
+END $$;
+CREATE DOMAIN checked AS text CHECK (push_more(VALUE) <> 'bad');
+CREATE FUNCTION push_one_way(way text, title text, data_id text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  report text;
+BEGIN
+  IF way = 'timpush_batch' THEN
+    PERFORM timpush_batch('boss', '{u1}', title, NULL, data_id);
+  ELSE
+    INSERT INTO push_outbox (from_account, to_accounts, title, data_id) VALUES ('boss', '{u1}', push_one_way.title, push_one_way.data_id);
+  END IF;
+  SET CONSTRAINTS ALL IMMEDIATE;
+  SET CONSTRAINTS ALL DEFERRED;
+  SELECT coalesce(string_agg(concat_ws(' ', o.title, o.to_accounts, o.data_id, o.server), ', ' ORDER BY o.id), 'nothing')
+         || (SELECT coalesce('; log: ' || string_agg(line, ', '), '') FROM log)
+    INTO report FROM push_outbox o;
+  DELETE FROM push_outbox;
+  DELETE FROM log;
+  RETURN report;
+EXCEPTION WHEN OTHERS THEN
+  RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+CREATE FUNCTION both_ways(title text, data_id text DEFAULT NULL) RETURNS SETOF text LANGUAGE sql AS $$
+  SELECT way || ': ' || push_one_way(way, title, data_id) FROM unnest('{timpush_batch,INSERT}'::text[]) way
+$$;
+SELECT both_ways('as it is', 'd1');
+-- which other sessions cannot do while a push is being enqueued
+BEGIN;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+SELECT relation::regclass, mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation::regclass::text LIKE 'push_outbox%' ORDER BY 1, 2;
+ROLLBACK;
+-- triggers, before ours and after it
+BEGIN;
+CREATE TRIGGER a BEFORE INSERT ON push_outbox FOR EACH ROW EXECUTE FUNCTION change_row();
+SELECT both_ways(title) FROM unnest('{changed,skip,empty,again,server}'::text[]) title;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0, timpush_batch('boss', '{u1}', 'skip', NULL);
+ALTER TABLE push_outbox DISABLE TRIGGER a;
+SELECT timpush_batch('boss', '{u1}', 'HELLO', NULL) > 0;
+SELECT title, count(DISTINCT content_key) FROM push_outbox GROUP BY title;
+DELETE FROM push_outbox;
+SELECT both_ways('skip');
+-- a role may not use another server by way of it
+ALTER TABLE push_outbox ENABLE TRIGGER a;
+GRANT USAGE ON FOREIGN SERVER chat TO regress_timpush_app;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'server', NULL)$$);
+RESET ROLE;
+DROP TRIGGER a ON push_outbox;
+SELECT both_ways('skip');
+CREATE TRIGGER z AFTER INSERT ON push_outbox FOR EACH ROW EXECUTE FUNCTION log_row();
+SELECT both_ways('after row');
+SAVEPOINT s;
+CREATE TRIGGER y BEFORE INSERT ON push_outbox EXECUTE FUNCTION log_row();
+CREATE TRIGGER x AFTER INSERT ON push_outbox REFERENCING NEW TABLE AS added EXECUTE FUNCTION log_rows();
+SELECT both_ways('statement');
+ROLLBACK TO s;
+SELECT both_ways('after row');
+DROP TRIGGER z ON push_outbox;
+SELECT both_ways('no trigger');
+CREATE CONSTRAINT TRIGGER z AFTER INSERT ON push_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION log_row();
+SELECT both_ways('deferred');
+ROLLBACK;
+BEGIN;
+CREATE RULE also AS ON INSERT TO push_outbox DO ALSO INSERT INTO log VALUES ('rule ' || new.title);
+SELECT both_ways('rule');
+DROP RULE also ON push_outbox;
+SELECT both_ways('no rule');
+ROLLBACK;
+-- constraints
+BEGIN;
+ALTER TABLE push_outbox ADD CONSTRAINT short CHECK (length(title) < 9);
+SELECT both_ways(title) FROM unnest('{short,too long for it}'::text[]) title;
+ALTER TABLE push_outbox DROP CONSTRAINT short, ADD CONSTRAINT mine CHECK (push_more(title) <> 'bad');
+SELECT both_ways(title) FROM unnest('{good,bad,outer}'::text[]) title;
+ALTER TABLE push_outbox DROP CONSTRAINT mine, ADD CONSTRAINT mine CHECK (title::checked IS NOT NULL);
+SELECT both_ways(title) FROM unnest('{good,bad,outer}'::text[]) title;
+ALTER TABLE push_outbox DROP CONSTRAINT mine, ADD CONSTRAINT mine CHECK (
+  title <> 'outer' OR query_to_xml($$SELECT timpush_batch('boss', '{u3}', 'inner', NULL)$$, true, true, '') IS NOT NULL);
+SELECT both_ways('outer');
+ALTER TABLE push_outbox DROP CONSTRAINT mine, ALTER data_id SET NOT NULL;
+SELECT both_ways('Hello', data_id) FROM unnest('{d1,NULL}'::text[]) data_id;
+ROLLBACK;
+SELECT both_ways('too long for it');
+BEGIN;
+CREATE TABLE orders (id text PRIMARY KEY);
+INSERT INTO orders VALUES ('d1');
+ALTER TABLE push_outbox ADD FOREIGN KEY (data_id) REFERENCES orders;
+SELECT both_ways('key', data_id) FROM unnest('{d1,d2}'::text[]) data_id;
+CREATE TABLE sent_for (push bigint REFERENCES push_outbox ON DELETE CASCADE);
+INSERT INTO sent_for VALUES (timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1'));
+SELECT count(*) FROM sent_for JOIN push_outbox ON id = push;
+DELETE FROM push_outbox;
+SELECT count(*) FROM sent_for;
+ROLLBACK;
+-- indexes
+BEGIN;
+SET LOCAL enable_seqscan = off;
+CREATE FUNCTION by_data_id() RETURNS TABLE (plan text) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM timpush_batch('boss', ARRAY['u' || i], 'Hello', NULL, 'd' || i) FROM generate_series(1, 3) i;
+  FOR plan IN EXPLAIN (COSTS off) SELECT FROM push_outbox WHERE data_id = 'd2' LOOP
+    CONTINUE WHEN plan LIKE '%Cond:%';
+    RETURN NEXT;
+  END LOOP;
+  RETURN QUERY SELECT 'to ' || to_accounts[1] FROM push_outbox WHERE data_id = 'd2';
+  DELETE FROM push_outbox;
+END $$;
+CREATE UNIQUE INDEX push_outbox_mine ON push_outbox (data_id);
+SELECT * FROM by_data_id();
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1') > 0;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1')$$);
+DELETE FROM push_outbox;
+DROP INDEX push_outbox_mine;
+CREATE INDEX push_outbox_mine ON push_outbox USING hash (data_id);
+SELECT * FROM by_data_id();
+DROP INDEX push_outbox_mine;
+CREATE INDEX push_outbox_mine ON push_outbox USING brin (data_id);
+SELECT * FROM by_data_id();
+DROP INDEX push_outbox_mine;
+CREATE INDEX push_outbox_mine ON push_outbox (data_id) WHERE title = 'Hello' OR title = 'Bye';
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1') > 0, timpush_batch('boss', '{u1}', 'Hi', NULL, 'd1') > 0;
+SELECT title FROM push_outbox WHERE data_id = 'd1' AND (title = 'Hello' OR title = 'Bye');
+DELETE FROM push_outbox;
+DROP INDEX push_outbox_mine;
+SAVEPOINT s;
+CREATE INDEX push_outbox_mine ON push_outbox (push_more(title));
+SELECT timpush_batch('boss', '{u1}', 'outer', NULL) > 0;
+SELECT title FROM push_outbox WHERE push_more(title) = 'outer';
+ROLLBACK TO s;
+CREATE INDEX push_outbox_mine ON push_outbox (data_id) WHERE push_more(title) <> 'bad';
+SELECT timpush_batch('boss', '{u1}', 'outer', NULL, 'd1') > 0;
+SELECT title FROM push_outbox WHERE data_id = 'd1' AND push_more(title) <> 'bad';
+ROLLBACK;
+BEGIN;
+ALTER TABLE push_outbox ADD CONSTRAINT once UNIQUE (data_id) DEFERRABLE INITIALLY DEFERRED;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1') > 0, timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1') > 0;
+SELECT refused('SET CONSTRAINTS ALL IMMEDIATE');
+ROLLBACK;
+BEGIN;
+ALTER TABLE push_outbox ADD CONSTRAINT alone EXCLUDE (data_id WITH =);
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, 'd1') > 0;
+SELECT both_ways('Hello', 'd1');
+ROLLBACK;
+-- columns
+BEGIN;
+ALTER TABLE push_outbox ADD COLUMN mine integer DEFAULT 1;
+SELECT both_ways('one column more');
+ALTER TABLE push_outbox DROP COLUMN mine;
+SELECT both_ways('as before', 'd1');
+ALTER TABLE push_outbox ALTER handed_bytes TYPE bigint;
+SELECT both_ways('another type');
+ALTER TABLE push_outbox ALTER handed_bytes TYPE integer;
+SELECT both_ways('as before', 'd1');
+ROLLBACK;
+SELECT both_ways('as before', 'd1');
+BEGIN;
+ALTER EXTENSION timpush DROP SEQUENCE push_outbox_id_seq;
+ALTER TABLE push_outbox ALTER id DROP IDENTITY;
+SELECT both_ways('no id');
+ALTER TABLE push_outbox ALTER id SET DEFAULT 42;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL);
+ROLLBACK;
+BEGIN;
+ALTER TABLE push_outbox ALTER id SET GENERATED ALWAYS;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) = lastval();
+ROLLBACK;
+-- storage
+BEGIN;
+SELECT timpush_batch('boss', '{u1}', 'lost', NULL) > 0;
+TRUNCATE push_outbox;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+CLUSTER push_outbox USING push_outbox_pkey;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+REINDEX TABLE push_outbox;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+ALTER SCHEMA public RENAME TO regress_timpush_moved;
+SET LOCAL search_path = regress_timpush_moved;
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+CREATE TRIGGER z AFTER INSERT ON push_outbox FOR EACH ROW EXECUTE FUNCTION log_row();
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
+SET LOCAL enable_seqscan = off;
+SELECT count(*), count(DISTINCT id) FROM push_outbox WHERE id > 0;
+ROLLBACK;
+-- as a part of another table
+BEGIN;
+CREATE TABLE all_pushes (LIKE push_outbox) PARTITION BY LIST (server);
+ALTER TABLE all_pushes ATTACH PARTITION push_outbox FOR VALUES IN ('chat');
+SELECT both_ways('part');
+SELECT split_part(refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, server => 'chat2')$$), E'\n', 1);
+ROLLBACK;
+-- an owner with no rights of his own
+BEGIN;
+CREATE ROLE regress_timpush_owner;
+GRANT USAGE, CREATE ON SCHEMA public TO regress_timpush_owner;
+GRANT USAGE ON FOREIGN SERVER chat TO regress_timpush_app;
+ALTER TABLE push_outbox OWNER TO regress_timpush_owner;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL)$$);
+RESET ROLE;
+ALTER TABLE push_outbox ADD CONSTRAINT short CHECK (length(title) < 9);
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'too long for it', NULL)$$) LIKE E'23514: %\nDETAIL: Failing row contains%';
+RESET ROLE;
+ALTER TABLE push_outbox FORCE ROW LEVEL SECURITY;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL)$$);
+RESET ROLE;
+ALTER TABLE push_outbox NO FORCE ROW LEVEL SECURITY;
+REVOKE INSERT ON push_outbox FROM regress_timpush_owner;
+SET LOCAL ROLE regress_timpush_app;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL)$$);
+ROLLBACK;
+-- another table of the same name
+BEGIN;
+DROP EXTENSION timpush CASCADE;
+CREATE EXTENSION timpush;
+SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL)$$) LIKE '42704: %';
+CREATE SERVER chat FOREIGN DATA WRAPPER timpush OPTIONS (sdkappid '88888888', host '127.0.0.1:1');
+SELECT timpush_batch('boss', '{u1}', 'Hello', NULL);
+ROLLBACK;
+SELECT both_ways('as before', 'd1');
+
+-- a temporary table can be written in a transaction that cannot write else
+CREATE TEMP TABLE temporary (id integer);
+CREATE TRIGGER t AFTER INSERT ON temporary FOR EACH ROW EXECUTE FUNCTION timpush_enqueue('from=#a', 'to=id', 'title=#t');
+BEGIN READ ONLY;
+SELECT refused('INSERT INTO temporary VALUES (1)');
+ROLLBACK;
+DROP TABLE temporary;
+
+DROP FUNCTION both_ways, push_one_way, log_row, log_rows, change_row;
+DROP FUNCTION push_more CASCADE;
+DROP DOMAIN checked;
+DROP TABLE log;
+DROP OWNED BY regress_timpush_app;
+DROP ROLE regress_timpush_app;
+
 -- as psql shows it
 SELECT timpush_batch('boss', '{u1,u1}', 'Hello', 'World');
 

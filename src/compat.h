@@ -40,11 +40,15 @@
 #if PG_VERSION_NUM >= 160000
 #define server_usage_aclcheck(server, role) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), ACL_USAGE)
+#define server_ownercheck(server, role) \
+	object_ownercheck(ForeignServerRelationId, (server), (role))
 #define database_ownercheck(database, role) \
 	object_ownercheck(DatabaseRelationId, (database), (role))
 #else
 #define server_usage_aclcheck(server, role) \
 	pg_foreign_server_aclcheck((server), (role), ACL_USAGE)
+#define server_ownercheck(server, role) \
+	pg_foreign_server_ownercheck((server), (role))
 #define database_ownercheck(database, role) \
 	pg_database_ownercheck((database), (role))
 #endif
@@ -55,6 +59,17 @@
 #else
 #define create_wait_set(nevents) \
 	CreateWaitEventSet(TopMemoryContext, (nevents))
+#endif
+
+/* All index entries of a new row; more can be asked for since 16. */
+#if PG_VERSION_NUM >= 160000
+#define insert_index_tuples(target, slot, estate) \
+	((void) ExecInsertIndexTuples((target), (slot), (estate), false, false, \
+								  NULL, NIL, false))
+#else
+#define insert_index_tuples(target, slot, estate) \
+	((void) ExecInsertIndexTuples((target), (slot), (estate), false, false, \
+								  NULL, NIL))
 #endif
 
 /* Settings under our prefix that do not exist are refused since 15. */

@@ -234,7 +234,11 @@ put_off_row(Composer *c, ComposeRow *row, int count)
 		uint64		key = recent_key(row->content_key, account.data, account.len);
 
 		if (recent_allows(c->recent, key, c->now) > c->now)
-			row->put_off = Max(row->put_off, recent_reserve(c->recent, key, c->now));
+		{
+			int64		turn = recent_reserve(c->recent, key, c->now);
+
+			row->put_off = Max(row->put_off, turn);
+		}
 	}
 }
 
@@ -280,7 +284,10 @@ fill_request(Composer *c, int head, ComposedRequest *request)
 	request->parts = palloc(sizeof(ComposePart) * Min(c->max_accounts, c->nrows));
 
 	if (!take_row(c, head, request))
+	{
+		pfree(request->parts);
 		return false;
+	}
 	for (int i = c->first_alike[head]; i >= 0; i = c->next_alike[i])
 	{
 		if (request->naccounts >= c->max_accounts)

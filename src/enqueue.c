@@ -17,13 +17,11 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
-#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/acl.h"
@@ -37,6 +35,8 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "enqueue.h"
+#include "insert.h"
 #include "outbox_columns.h"
 #include "owner.h"
 #include "push.h"
@@ -86,11 +86,14 @@ static const ArgSpec arg_specs[NARGS] = {
 	{"dedup_key", TEXTOID, OUTBOX_DEDUP_KEY},
 };
 
-/*
- * Content key of a row that we are inserting for a caller and have checked
- * already: its trigger leaves it as it is.
- */
-static const int64 *checked_row = NULL;
+/* A row that we insert by a query, and the role that we do it for. */
+typedef struct Errand
+{
+	Oid			caller;
+	int64		content_key;
+} Errand;
+
+static const Errand *errand = NULL;
 
 /* push_outbox of the schema that one of our functions is in. */
 static Oid
@@ -187,7 +190,7 @@ complete_server(Datum *values, bool *nulls, Oid caller)
 	serverid = server_resolve(nulls[OUTBOX_SERVER - 1] ? NULL :
 							  NameStr(*DatumGetName(values[OUTBOX_SERVER - 1])));
 	server_check_usage(serverid, caller);
-	namestrcpy(name, GetForeignServer(serverid)->servername);
+	server_get_name(serverid, name);
 	set_column(values, nulls, OUTBOX_SERVER, NameGetDatum(name));
 }
 
@@ -233,7 +236,7 @@ complete_content_key(Datum *values, bool *nulls)
 
 	if (nulls[OUTBOX_ON_UNKNOWN - 1])
 		set_column(values, nulls, OUTBOX_ON_UNKNOWN,
-				   CStringGetTextDatum(GetConfigOption("timpush.on_unknown", false, false)));
+				   CStringGetTextDatum(on_unknown_name(timpush_on_unknown)));
 	on_unknown = TextDatumGetCString(values[OUTBOX_ON_UNKNOWN - 1]);
 	if (!on_unknown_parse(on_unknown, &content.on_unknown))
 		ereport(ERROR,
@@ -331,10 +334,9 @@ find_known_push(Oid outbox, Datum server, Datum key)
  * is known under its dedup_key, or 0.
  */
 static int64
-prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argument)
+prepare_row(Oid outbox, Oid caller, Datum *values, bool *nulls, bool is_insert,
+			bool by_argument)
 {
-	Oid			caller = GetUserId();
-
 	complete_server(values, nulls, caller);
 	check_row(values, nulls, by_argument);
 	complete_times(values, nulls, is_insert);
@@ -359,12 +361,32 @@ prepare_row(Oid outbox, Datum *values, bool *nulls, bool is_insert, bool by_argu
 						   values[OUTBOX_DEDUP_KEY - 1]);
 }
 
-/* Is the row one that timpush_batch() has prepared? */
+/*
+ * The trigger's part of a row: check and complete it.  A row that comes from
+ * timpush_batch() is checked once more, for its caller, since a trigger of
+ * the owner's may have changed it.  False if it is to be skipped.
+ */
 static bool
-is_prepared_row(Datum *values, bool *nulls)
+prepare_for_trigger(Relation outbox, Datum *values, bool *nulls, bool is_insert)
 {
-	return checked_row != NULL && !nulls[OUTBOX_CONTENT_KEY - 1] &&
-		DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]) == *checked_row;
+	bool		ours = errand != NULL && !nulls[OUTBOX_CONTENT_KEY - 1] &&
+	DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]) == errand->content_key;
+
+	if (!ours && is_copied_row(outbox, is_insert, nulls))
+	{
+		complete_count(values, nulls);
+		return true;
+	}
+	return prepare_row(RelationGetRelid(outbox), ours ? errand->caller : GetUserId(),
+					   values, nulls, is_insert, ours) == 0;
+}
+
+static void
+wake_for_row(const Datum *values, const bool *nulls)
+{
+	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
+				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
+				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
 }
 
 /*
@@ -380,8 +402,9 @@ Datum
 timpush_outbox_check(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	Datum		values[OUTBOX_NATTS];
-	bool		nulls[OUTBOX_NATTS];
+	TupleDesc	desc;
+	Datum	   *values;
+	bool	   *nulls;
 	HeapTuple	tuple;
 	bool		is_insert;
 
@@ -391,7 +414,8 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"timpush_outbox_check")));
 	is_insert = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event);
-	if (RelationGetDescr(trigdata->tg_relation)->natts != OUTBOX_NATTS)
+	desc = RelationGetDescr(trigdata->tg_relation);
+	if (!has_outbox_columns(desc))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("relation \"%s\" does not have the columns of push_outbox",
@@ -400,22 +424,16 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 	tuple = is_insert ? trigdata->tg_trigtuple : trigdata->tg_newtuple;
 	if (timpush_is_worker)
 		return PointerGetDatum(tuple);
-	heap_deform_tuple(tuple, RelationGetDescr(trigdata->tg_relation), values, nulls);
+	values = palloc(sizeof(Datum) * desc->natts);
+	nulls = palloc(sizeof(bool) * desc->natts);
+	heap_deform_tuple(tuple, desc, values, nulls);
 
 	if (!is_insert)
 		check_handed_out(trigdata);
-	if (!is_prepared_row(values, nulls))
-	{
-		if (is_copied_row(trigdata->tg_relation, is_insert, nulls))
-			complete_count(values, nulls);
-		else if (prepare_row(RelationGetRelid(trigdata->tg_relation), values, nulls,
-							 is_insert, false) != 0)
-			return PointerGetDatum(NULL);
-		tuple = heap_form_tuple(RelationGetDescr(trigdata->tg_relation), values, nulls);
-	}
-	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
-				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
-				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
+	if (!prepare_for_trigger(trigdata->tg_relation, values, nulls, is_insert))
+		return PointerGetDatum(NULL);
+	tuple = heap_form_tuple(desc, values, nulls);
+	wake_for_row(values, nulls);
 	return PointerGetDatum(tuple);
 }
 
@@ -488,15 +506,47 @@ insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 	return id;
 }
 
-/* The push's id, or that of the known push with the same dedup_key. */
+/* So that triggers and rules that the owner has added act. */
+static int64
+insert_by_query(Oid outbox, Datum *values, bool *nulls)
+{
+	const Errand *outer = errand;
+	Errand		mine;
+	int64		id;
+
+	mine.caller = GetUserId();
+	mine.content_key = DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]);
+	errand = &mine;
+	PG_TRY();
+	{
+		id = insert_as_owner(outbox, values, nulls);
+	}
+	PG_FINALLY();
+	{
+		errand = outer;
+	}
+	PG_END_TRY();
+	return id;
+}
+
+int64
+enqueue_row(Oid outbox, Datum *values, bool *nulls)
+{
+	int64		id = prepare_row(outbox, GetUserId(), values, nulls, true, true);
+
+	if (id != 0)
+		return id;
+	if (!insert_plainly(outbox, values, nulls, &id))
+		return insert_by_query(outbox, values, nulls);
+	wake_for_row(values, nulls);
+	return id;
+}
+
 static int64
 enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 {
 	Datum		values[OUTBOX_NATTS] = {0};
 	bool		nulls[OUTBOX_NATTS];
-	const int64 *outer = checked_row;
-	int64		content_key;
-	int64		id;
 
 	memset(nulls, true, sizeof(nulls));
 	for (int i = 0; i < NARGS; i++)
@@ -504,22 +554,7 @@ enqueue_push(Oid outbox, Datum *args, bool *argnulls)
 		values[arg_specs[i].column - 1] = args[i];
 		nulls[arg_specs[i].column - 1] = argnulls[i];
 	}
-	id = prepare_row(outbox, values, nulls, true, true);
-	if (id != 0)
-		return id;
-
-	content_key = DatumGetInt64(values[OUTBOX_CONTENT_KEY - 1]);
-	checked_row = &content_key;
-	PG_TRY();
-	{
-		id = insert_as_owner(outbox, values, nulls);
-	}
-	PG_FINALLY();
-	{
-		checked_row = outer;
-	}
-	PG_END_TRY();
-	return id;
+	return enqueue_row(outbox, values, nulls);
 }
 
 /*
@@ -690,6 +725,7 @@ timpush_enqueue(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" must be called as a row trigger",
 						"timpush_enqueue"),
 				 errhint("Use CREATE TRIGGER ... FOR EACH ROW.")));
+	PreventCommandIfReadOnly("timpush_enqueue()");
 	row = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
 		trigdata->tg_newtuple : trigdata->tg_trigtuple;
 	default_trigger_args(values, nulls);

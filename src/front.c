@@ -99,15 +99,15 @@ front_of_content(const Front *front, int64_t content_key)
 void
 front_set_content(Front *front, int64_t content_key, Position position)
 {
-	ContentFront *content;
+	ContentFront *content = &front->contents[content_slot(front, content_key)];
 
 	/* rather than find out which is the least used, begin anew */
-	if (front->ncontents >= FRONT_CONTENTS)
+	if (!content->used && front->ncontents >= FRONT_CONTENTS)
 	{
 		front->ncontents = 0;
 		memset(front->contents, 0, sizeof(front->contents));
+		content = &front->contents[content_slot(front, content_key)];
 	}
-	content = &front->contents[content_slot(front, content_key)];
 	if (!content->used)
 		front->ncontents++;
 	content->used = true;

@@ -20,6 +20,7 @@
 #include "mb/pg_wchar.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -92,6 +93,19 @@ from_utf8(const char *string)
 			*p = '?';
 	}
 	return result;
+}
+
+void
+journal_open(Journal *journal, Oid schema)
+{
+	rowset_describe(&journal->new_requests, get_relname_relid("push_request", schema));
+	journal->changed_requests = journal->new_requests;
+	rowset_describe(&journal->new_results, get_relname_relid("push_result", schema));
+	journal->changed_results = journal->copied_results = journal->moved_results =
+		journal->new_results;
+	rowset_describe(&journal->errors, get_relname_relid("push_error", schema));
+	journal->request_seq = get_relname_relid("push_request_id_seq", schema);
+	journal->msg_random_seq = get_relname_relid("push_msg_random_seq", schema);
 }
 
 void
@@ -272,10 +286,11 @@ journal_compose(Journal *journal, const ComposedRequest *composed,
 
 	fill_request(request, composed, rows, pushes);
 	MemoryContextSwitchTo(old);
+	request->fresh = strcmp(state, STATE_SENDING) == 0;
 	request->serverid = serverid;
 	request->server = *DatumGetName(head->values[OUTBOX_SERVER - 1]);
 	request->id = nextval_internal(journal->request_seq, false);
-	if (strcmp(state, STATE_SENDING) == 0)
+	if (request->fresh)
 		request->msg_random = draw_msg_random(journal, random_key);
 
 	add_request(journal, request, state, 0, now, 0);
@@ -475,7 +490,7 @@ add_child(Journal *journal, const Request *parent, Request *child, RowSet *resul
 {
 	bool		final = strcmp(state, STATE_RETRY) != 0;
 
-	add_request(journal, child, state, parent->id, parent->ended_at, due);
+	add_request(journal, child, state, parent->id, parent->ended_at, final ? 0 : due);
 	for (int i = 0; i < child->nmembers; i++)
 	{
 		child->members[i].state = state;
@@ -672,6 +687,16 @@ finish_sent(Journal *journal, Request *request)
 	journal->sent_members += request->nmembers;
 }
 
+/*
+ * The outcome of pushes that expire in a request that is not in flight.  May
+ * the API have got it, or the one that it was split from, that is not known.
+ */
+static const char *
+expired_state(const Request *request)
+{
+	return request->in_doubt || request->maybe_duplicate ? STATE_UNKNOWN : STATE_EXPIRED;
+}
+
 /* No attempt is planned that would come after the last expiry. */
 static void
 plan_retry(Journal *journal, Request *request)
@@ -680,7 +705,7 @@ plan_retry(Journal *journal, Request *request)
 
 	if (request_all_expired(request, next))
 	{
-		const char *state = request->in_doubt ? STATE_UNKNOWN : STATE_EXPIRED;
+		const char *state = expired_state(request);
 
 		finish_request(journal, request, state, state);
 		return;
@@ -748,19 +773,30 @@ journal_resend(Journal *journal, Request *request, uint64 random_key)
 }
 
 void
-journal_drop_expired(Journal *journal, Request *request, TimestampTz now)
+journal_drop(Journal *journal, Request *request, const bool *leaving,
+			 const char *state, TimestampTz now)
 {
-	const char *state = request->in_doubt ? STATE_UNKNOWN : STATE_EXPIRED;
-	bool	   *expired = palloc0(sizeof(bool) * request->nmembers);
+	int			nleaving = 0;
 
 	request->ended_at = now;
-	if (request_all_expired(request, now))
+	for (int i = 0; i < request->nmembers; i++)
+		nleaving += leaving[i];
+	if (nleaving == request->nmembers)
 	{
 		finish_request(journal, request, state, state);
 		return;
 	}
+	change_request(journal, request, STATE_SPLIT, 0);
+	split_by_member(journal, request, leaving, state, STATE_RETRY,
+					request->next_attempt_at);
+}
+
+void
+journal_drop_expired(Journal *journal, Request *request, TimestampTz now)
+{
+	bool	   *expired = palloc(sizeof(bool) * request->nmembers);
+
 	for (int i = 0; i < request->nmembers; i++)
 		expired[i] = request->members[i].expires_at <= now;
-	change_request(journal, request, STATE_SPLIT, 0);
-	split_by_member(journal, request, expired, state, STATE_RETRY, now);
+	journal_drop(journal, request, expired, expired_state(request), now);
 }

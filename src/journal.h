@@ -39,6 +39,12 @@ typedef struct Journal
 	int			sent_members;	/* and how many pushes they carry */
 } Journal;
 
+/* Accounts that share a request that is never sent. */
+#define UNSENT_SIZE	500
+
+/* Find the tables in their schema; what is found stays in the current context. */
+extern void journal_open(Journal *journal, Oid schema);
+
 /* Start collecting, in the current context. */
 extern void journal_begin(Journal *journal);
 
@@ -58,9 +64,14 @@ extern void journal_outcome(Journal *journal, Request *request);
 extern void journal_resend(Journal *journal, Request *request, uint64 random_key);
 
 /*
- * Enter that the members that expired leave the request, and that the others
- * go on in a new one, which becomes due at once.
+ * Enter that the members for which "leaving" is true end in the given state,
+ * and that the others, if any, go on in a new request when this one would
+ * have.  For a request that is not in flight.
  */
+extern void journal_drop(Journal *journal, Request *request, const bool *leaving,
+						 const char *state, TimestampTz now);
+
+/* Likewise for the members that have expired. */
 extern void journal_drop_expired(Journal *journal, Request *request,
 								 TimestampTz now);
 

@@ -253,6 +253,7 @@ load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent
 	request->in_doubt = DatumGetBool(load_column(tuple, desc, 9));
 	request->maybe_duplicate = DatumGetBool(load_column(tuple, desc, 10));
 	request->first_sent_at = DatumGetTimestampTz(load_column(tuple, desc, 11));
+	request->next_attempt_at = DatumGetTimestampTz(load_column(tuple, desc, 12));
 	MemoryContextSwitchTo(old);
 	return request;
 }

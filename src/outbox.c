@@ -21,12 +21,14 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -39,6 +41,7 @@
 
 #include "compat.h"
 #include "journal.h"
+#include "journal_sql.h"
 #include "load.h"
 #include "outbox.h"
 #include "outbox_columns.h"
@@ -52,13 +55,12 @@
 /* How often a claim tries anew if all that it has found must be put off. */
 #define MAX_TRIES			8
 
-/*
- * Pushes, and accounts, that are given the outcome "expired" in one
- * transaction; and how many accounts share a request that is never sent.
- */
+/* Pushes, and accounts, that are given the outcome "expired" in one transaction. */
 #define MAX_EXPIRE			500
 #define MAX_EXPIRE_ACCOUNTS	20000
-#define EXPIRED_SIZE		500
+
+/* Requests that pushes which expired are taken out of in one transaction. */
+#define MAX_EXPIRE_RETRIES	100
 
 /*
  * On a server without a limit calls are not scarce.  When so many looks for
@@ -84,6 +86,8 @@ typedef enum Statement
 	INSERT_RESULTS,
 	FIND_RETRIES,
 	FIND_RETRY_FRONT,
+	FIND_EXPIRED_RETRIES,
+	FIND_RETRY_EXPIRY,
 	FIND_ORPHANS,
 	NOTE_IN_FLIGHT,
 	LOAD_MEMBERS,
@@ -97,6 +101,7 @@ typedef enum Statement
 	INSERT_ERRORS,
 	LOAD_SERVER,
 	INSERT_SERVER,
+	LOCK_SERVER,
 	NOTE_SERVER,
 	NSTATEMENTS
 } Statement;
@@ -187,11 +192,11 @@ static const struct
 		{TIDARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 	[INSERT_REQUESTS] = {
-		"INSERT INTO @.push_request SELECT * FROM unnest($1)",
+		SQL_INSERT_REQUESTS,
 		{REQUEST_ARRAY}
 	},
 	[INSERT_RESULTS] = {
-		"INSERT INTO @.push_result SELECT * FROM unnest($1)",
+		SQL_INSERT_RESULTS,
 		{RESULT_ARRAY}
 	},
 	[FIND_RETRIES] = {
@@ -208,6 +213,21 @@ static const struct
 		"ORDER BY q.next_attempt_at, q.id LIMIT 1",
 		{NAMEOID, TIMESTAMPTZOID, INT8OID}
 	},
+	[FIND_EXPIRED_RETRIES] = {
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'"
+		" AND EXISTS (SELECT FROM unnest(q.push_ids) p"
+		"  JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id"
+		"  WHERE r.expires_at <= $2) "
+		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
+		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+	},
+	[FIND_RETRY_EXPIRY] = {
+		"SELECT min(r.expires_at) FROM @.push_request q CROSS JOIN unnest(q.push_ids) p"
+		" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id "
+		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'",
+		{NAMEOID}
+	},
 	[FIND_ORPHANS] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
 		"WHERE q.id >= (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending' "
@@ -222,10 +242,7 @@ static const struct
 		{INT8OID}
 	},
 	[LOAD_MEMBERS] = {
-		"SELECT r.request_id, r.push_id, r.first, r.accounts, r.expires_at "
-		"FROM @.push_request q CROSS JOIN unnest(q.push_ids) p"
-		" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id "
-		"WHERE q.id = ANY ($1) ORDER BY r.request_id, r.first",
+		SQL_LOAD_MEMBERS,
 		{INT8ARRAYOID}
 	},
 	[RESEND_REQUESTS] = {
@@ -247,16 +264,7 @@ static const struct
 		TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 	[CHANGE_REQUESTS] = {
-		"UPDATE @.push_request q SET state = u.state, msg_random = u.msg_random,"
-		" attempts = u.attempts, resends = u.resends, in_doubt = u.in_doubt,"
-		" http_status = CASE WHEN u.class IS NULL THEN q.http_status ELSE u.http_status END,"
-		" task_id = u.task_id,"
-		" error_code = CASE WHEN u.class IS NULL THEN q.error_code ELSE u.error_code END,"
-		" error_info = CASE WHEN u.class IS NULL THEN q.error_info ELSE u.error_info END,"
-		" class = coalesce(u.class, q.class), maybe_duplicate = u.maybe_duplicate,"
-		" first_sent_at = u.first_sent_at, next_attempt_at = u.next_attempt_at,"
-		" finished_at = u.finished_at, latency = coalesce(u.latency, q.latency) "
-		"FROM unnest($1) u WHERE q.id = u.id",
+		SQL_CHANGE_REQUESTS,
 		{REQUEST_ARRAY}
 	},
 	[SENT_RESULTS] = {
@@ -266,10 +274,7 @@ static const struct
 		{INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID}
 	},
 	[CHANGE_RESULTS] = {
-		"UPDATE @.push_result r SET state = u.state, failed = u.failed,"
-		" retried = u.retried, maybe_duplicate = u.maybe_duplicate,"
-		" finished_at = u.finished_at "
-		"FROM unnest($1) u WHERE r.request_id = u.request_id AND r.push_id = u.push_id",
+		SQL_CHANGE_RESULTS,
 		{RESULT_ARRAY}
 	},
 	[COPY_RESULTS] = {
@@ -283,11 +288,7 @@ static const struct
 		{RESULT_ARRAY}
 	},
 	[MOVE_RESULTS] = {
-		"UPDATE @.push_result r SET request_id = u.request_id, first = u.first,"
-		" state = u.state, maybe_duplicate = u.maybe_duplicate,"
-		" finished_at = u.finished_at "
-		"FROM unnest($1) u JOIN @.push_request c ON c.id = u.request_id "
-		"WHERE r.request_id = c.parent AND r.push_id = u.push_id",
+		SQL_MOVE_RESULTS,
 		{RESULT_ARRAY}
 	},
 	[INSERT_ERRORS] = {
@@ -300,7 +301,7 @@ static const struct
 	},
 	[LOAD_SERVER] = {
 		"SELECT s.state, k.random_key, k.server_oid, s.next_probe_at, s.reason,"
-		" s.error_code, k.options_version "
+		" s.error_code, k.options_version, s.since "
 		"FROM @.push_server s JOIN @.push_server_key k ON k.server = s.server "
 		"WHERE s.server = $1",
 		{NAMEOID}
@@ -313,13 +314,17 @@ static const struct
 		"INSERT INTO @.push_server (server) VALUES ($1) ON CONFLICT (server) DO NOTHING",
 		{NAMEOID, OIDOID, INT8OID}
 	},
+	[LOCK_SERVER] = {
+		"SELECT 1 FROM @.push_server WHERE server = $1 AND state IN ('active', 'suspended') "
+		"FOR UPDATE SKIP LOCKED",
+		{NAMEOID}
+	},
 	[NOTE_SERVER] = {
 		"WITH key AS ("
 		" UPDATE @.push_server_key SET options_version = $6 WHERE server = $1) "
 		"UPDATE @.push_server SET state = $2, reason = $3, error_code = $4,"
-		" since = clock_timestamp(), next_probe_at = $5 "
-		"WHERE server = $1 AND state IN ('active', 'suspended')",
-		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID}
+		" next_probe_at = $5, since = $7 WHERE server = $1",
+		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
 	},
 };
 
@@ -456,21 +461,6 @@ find_extension(Oid *schema, char **version)
 	return found;
 }
 
-static void
-describe_tables(void)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-	rowset_describe(&journal.new_requests, get_relname_relid("push_request", schema_oid));
-	journal.changed_requests = journal.new_requests;
-	rowset_describe(&journal.new_results, get_relname_relid("push_result", schema_oid));
-	journal.changed_results = journal.copied_results = journal.moved_results = journal.new_results;
-	rowset_describe(&journal.errors, get_relname_relid("push_error", schema_oid));
-	journal.request_seq = get_relname_relid("push_request_id_seq", schema_oid);
-	journal.msg_random_seq = get_relname_relid("push_msg_random_seq", schema_oid);
-	MemoryContextSwitchTo(old);
-}
-
 /* Add a table, its indexes and its TOAST table to what is to be locked. */
 static void
 add_lock_oids(Oid relid)
@@ -528,6 +518,7 @@ bool
 outbox_open(void)
 {
 	char	   *version;
+	MemoryContext old;
 
 	if (!find_extension(&schema_oid, &version))
 		return false;
@@ -548,7 +539,9 @@ outbox_open(void)
 		if (!OidIsValid(get_relname_relid(table_names[i], schema_oid)))
 			return false;
 	}
-	describe_tables();
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	journal_open(&journal, schema_oid);
+	MemoryContextSwitchTo(old);
 	collect_lock_oids();
 	if (journal.new_requests.desc->natts != REQUEST_NATTS ||
 		journal.new_results.desc->natts != RESULT_NATTS ||
@@ -609,12 +602,20 @@ outbox_abort(void)
  * ------------------------------------------------------------------------
  */
 
-static void
+/*
+ * Make the server's row, unless a session may be about to: timpush_pause()
+ * holds the same lock while it makes one, and we would wait for its end.
+ */
+static bool
 add_server(const ServerOptions *server)
 {
 	uint64		key;
 	Datum		values[3];
+	LOCKTAG		tag;
 
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ForeignServerRelationId, server->oid, 0);
+	if (LockAcquire(&tag, SERVER_ROW_LOCK, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
 	if (!pg_strong_random(&key, sizeof(key)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
@@ -623,9 +624,10 @@ add_server(const ServerOptions *server)
 	values[1] = ObjectIdGetDatum(server->oid);
 	values[2] = Int64GetDatum((int64) key);
 	run(INSERT_SERVER, values, NULL);
+	return true;
 }
 
-void
+bool
 outbox_server_state(const ServerOptions *server, ServerState *state)
 {
 	Datum		name = server_name(server);
@@ -640,7 +642,8 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 		DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 									   3, &isnull)) != server->oid)
 	{
-		add_server(server);
+		if (!add_server(server))
+			return false;
 		run(LOAD_SERVER, &name, NULL);
 	}
 	tuple = SPI_tuptable->vals[0];
@@ -653,16 +656,22 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 	state->reason = SPI_getvalue(tuple, desc, 5);
 	state->error_code = DatumGetInt32(load_column(tuple, desc, 6));
 	state->options_version = (uint64) DatumGetInt64(load_column(tuple, desc, 7));
+	state->since = DatumGetTimestampTz(load_column(tuple, desc, 8));
+	return true;
 }
 
-void
+bool
 outbox_note_server(const ServerOptions *server, const char *state,
-				   const char *reason, int error_code, TimestampTz next_probe_at)
+				   const char *reason, int error_code, TimestampTz next_probe_at,
+				   TimestampTz since)
 {
-	Datum		values[6];
-	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[7];
+	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = server_name(server);
+	run(LOCK_SERVER, values, NULL);
+	if (SPI_processed == 0)
+		return false;
 	values[1] = CStringGetTextDatum(state);
 	values[2] = CStringGetTextDatum(reason != NULL ? reason : "");
 	nulls[2] = reason != NULL ? ' ' : 'n';
@@ -671,7 +680,9 @@ outbox_note_server(const ServerOptions *server, const char *state,
 	values[4] = TimestampTzGetDatum(next_probe_at);
 	nulls[4] = next_probe_at != 0 ? ' ' : 'n';
 	values[5] = Int64GetDatum((int64) server->version);
+	values[6] = TimestampTzGetDatum(since);
 	run(NOTE_SERVER, values, nulls);
+	return true;
 }
 
 /* ------------------------------------------------------------------------
@@ -1057,7 +1068,7 @@ outbox_expire(Position *front, TimestampTz *due)
 	TimestampTz now = GetCurrentTimestamp();
 	Datum		values[4] = {TimestampTzGetDatum(now), Int64GetDatum(MAX_EXPIRE),
 	TimestampTzGetDatum(front->at), Int64GetDatum(front->id)};
-	ComposeBounds bounds = {0, EXPIRED_SIZE, INT_MAX};
+	ComposeBounds bounds = {0, UNSENT_SIZE, INT_MAX};
 	int			nrequests;
 	Loaded		loaded;
 
@@ -1065,7 +1076,7 @@ outbox_expire(Position *front, TimestampTz *due)
 	load_rows(&loaded, MAX_EXPIRE_ACCOUNTS);
 	/* a large push takes a request for each so many accounts */
 	for (int i = 0; i < loaded.n; i++)
-		bounds.requests += loaded.rows[i].nloaded / EXPIRED_SIZE + 1;
+		bounds.requests += loaded.rows[i].nloaded / UNSENT_SIZE + 1;
 	nrequests = list_length(journal_rows(&loaded, &bounds, NULL, STATE_EXPIRED, InvalidOid,
 										 0, now, CurrentMemoryContext));
 	remove_taken(&loaded);
@@ -1207,6 +1218,20 @@ move_retry_front(const ServerOptions *server, Position *front)
 		position_in(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : POSITION_NONE;
 }
 
+/* Pushes that expired in requests that are to go again leave them. */
+static void
+drop_expired(List *requests, TimestampTz now)
+{
+	ListCell   *cell;
+
+	journal_begin(&journal);
+	foreach(cell, requests)
+		journal_drop_expired(&journal, lfirst(cell), now);
+	write_outcomes(now);
+	foreach(cell, requests)
+		MemoryContextDelete(((Request *) lfirst(cell))->context);
+}
+
 /* Those whose pushes expired leave the journal's queue; the others go again. */
 static List *
 resend_or_expire(List *found, uint64 random_key, TimestampTz now)
@@ -1231,12 +1256,7 @@ resend_or_expire(List *found, uint64 random_key, TimestampTz now)
 	run_rows(RESEND_REQUESTS, &journal.changed_requests);
 	run_rows(CHANGE_RESULTS, &journal.changed_results);
 
-	journal_begin(&journal);
-	foreach(cell, expired)
-		journal_drop_expired(&journal, lfirst(cell), now);
-	write_outcomes(now);
-	foreach(cell, expired)
-		MemoryContextDelete(((Request *) lfirst(cell))->context);
+	drop_expired(expired, now);
 	return claimed;
 }
 
@@ -1256,6 +1276,25 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 		claimed = resend_or_expire(found, random_key, now);
 	move_retry_front(server, front);
 	return claimed;
+}
+
+int
+outbox_expire_retries(const ServerOptions *server, TimestampTz *due)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now),
+	Int64GetDatum(MAX_EXPIRE_RETRIES)};
+	List	   *expired;
+	bool		isnull;
+	Datum		first;
+
+	run(FIND_EXPIRED_RETRIES, values, NULL);
+	expired = load_requests(server->oid, CurrentMemoryContext);
+	drop_expired(expired, now);
+	run(FIND_RETRY_EXPIRY, values, NULL);
+	first = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	*due = isnull ? DT_NOEND : DatumGetTimestampTz(first);
+	return list_length(expired);
 }
 
 List *

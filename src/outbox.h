@@ -27,7 +27,11 @@ typedef struct ServerState
 	TimestampTz next_probe_at;	/* of a suspended server, else 0 */
 	uint64		options_version;	/* under which that was so */
 	uint64		random_key;
+	TimestampTz since;			/* differs after any change by somebody else */
 } ServerState;
+
+/* Who makes a server's row in push_server holds this lock on the server. */
+#define SERVER_ROW_LOCK	ShareUpdateExclusiveLock
 
 /*
  * Find our tables in the current database; false if timpush is not there or
@@ -51,16 +55,20 @@ extern OutboxAccess outbox_begin(void);
 extern void outbox_commit(void);
 extern void outbox_abort(void);
 
-/* push_server's row of the server, made if it is not there; palloc'd text. */
-extern void outbox_server_state(const ServerOptions *server, ServerState *state);
+/*
+ * push_server's row of the server, made if it is not there; palloc'd text.
+ * False if it is not there and cannot be made now.
+ */
+extern bool outbox_server_state(const ServerOptions *server, ServerState *state);
 
 /*
- * Note why a server does not send, or that it does again (reason NULL).
- * State is "active" or "suspended"; a paused or held server stays so.
+ * Note why a server does not send, or that it does again (reason NULL), from
+ * "since" on.  State is "active" or "suspended".  False if nothing was noted:
+ * the server is paused or held, or somebody is about to change its row.
  */
-extern void outbox_note_server(const ServerOptions *server, const char *state,
+extern bool outbox_note_server(const ServerOptions *server, const char *state,
 							   const char *reason, int error_code,
-							   TimestampTz next_probe_at);
+							   TimestampTz next_probe_at, TimestampTz since);
 
 /*
  * How often a claim has found no row to ride along behind the first ones; the
@@ -109,6 +117,12 @@ extern void outbox_look(const ServerOptions *server, Front *front, Position *ret
  * none does.  Returns how many requests they made.
  */
 extern int	outbox_expire(Position *front, TimestampTz *due);
+
+/*
+ * Likewise for pushes of a server that expired in requests that are to go
+ * again.  Returns how many requests they were in.
+ */
+extern int	outbox_expire_retries(const ServerOptions *server, TimestampTz *due);
 
 /*
  * Requests that an earlier worker left in flight, as if their attempts had

@@ -86,7 +86,7 @@ rebuild(RecentAccounts *recent, int64_t now)
 		const RecentEntry *entry = &recent->entries[i];
 
 		if (entry->key != 0 && !clock_set_back &&
-			last_time(entry) > now - RECENT_APART_US)
+			last_time(entry) > now - RECENT_TURN_US)
 			kept[nkept++] = *entry;
 	}
 	while (size < nkept * 4)
@@ -138,11 +138,11 @@ int64_t
 recent_reserve(RecentAccounts *recent, uint64_t key, int64_t now)
 {
 	RecentEntry *entry = find_or_add(recent, key, now);
-	int64_t		free = Max(entry->left, now - RECENT_APART_US) + RECENT_APART_US;
+	int64_t		free = Max(entry->left + RECENT_TURN_US, now);
 
 	/* whose time has come without that it left stands for no other one */
 	if (entry->reserved > now)
-		free = Max(free, entry->reserved + RECENT_APART_US);
+		free = Max(free, entry->reserved + RECENT_TURN_US);
 	entry->reserved = free;
 	return entry->reserved;
 }

@@ -14,6 +14,13 @@
 /* Two pushes of one content to one account are so far apart, at least. */
 #define RECENT_APART_US		INT64_C(1000000)
 
+/*
+ * So far apart are the times that those who wait are given.  A push leaves a
+ * little after its time, and would else be in the way of the next one, which
+ * would have to wait again, behind all others.
+ */
+#define RECENT_TURN_US		INT64_C(1100000)
+
 typedef struct RecentEntry
 {
 	uint64_t	key;			/* of content and account; 0: free */
@@ -44,7 +51,7 @@ extern int64_t recent_allows(const RecentAccounts *recent, uint64_t key,
 							 int64_t now);
 
 /*
- * A time for a push that may not leave now: a second after the last one that
+ * A time for a push that may not leave now: a turn after the last one that
  * left, or after the last time that was given and has not come yet.
  */
 extern int64_t recent_reserve(RecentAccounts *recent, uint64_t key, int64_t now);

@@ -28,6 +28,7 @@
 #define STATE_PARTIAL	"partial"
 #define STATE_FAILED	"failed"
 #define STATE_EXPIRED	"expired"
+#define STATE_CANCELLED	"cancelled"
 #define STATE_UNKNOWN	"unknown"
 #define STATE_SPLIT		"split"
 
@@ -49,6 +50,7 @@ typedef struct Request
 	MemoryContext context;		/* holds all of it */
 	dlist_node	node;			/* in the worker's list of first attempts */
 	bool		listed;
+	bool		fresh;			/* just composed, to be sent */
 	Oid			serverid;
 	NameData	server;
 	int64		id;
@@ -63,6 +65,7 @@ typedef struct Request
 	bool		in_doubt;
 	bool		maybe_duplicate;
 	TimestampTz first_sent_at;	/* 0: never */
+	TimestampTz next_attempt_at;	/* as loaded: when it is to go again */
 	int			nmembers;
 	Member	   *members;
 

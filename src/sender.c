@@ -89,7 +89,7 @@ sender_look_anew(Sender *sender)
 {
 	front_forget(&sender->front);
 	sender->retry_front = POSITION_FIRST;
-	sender->push_due = sender->retry_due = 0;
+	sender->push_due = sender->retry_due = sender->retry_expiry = 0;
 }
 
 void
@@ -103,8 +103,10 @@ sender_note_pushes(Sender *sender, TimestampTz send_at)
 
 /* A request is going to be in the journal, to go again at that time. */
 static void
-note_retry(Sender *sender, TimestampTz when)
+note_retry(Sender *sender, const Request *request, TimestampTz when)
 {
+	for (int i = 0; i < request->nmembers; i++)
+		sender->retry_expiry = Min(sender->retry_expiry, request->members[i].expires_at);
 	sender->retry_due = Min(sender->retry_due, when);
 	if (sender->retry_front.at >= when)
 		sender->retry_front = (Position)
@@ -274,16 +276,10 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
  * A new worker goes on with the trouble that an earlier one had: a suspended
  * server rests until its time, unless its options have changed since.
  */
-void
-sender_load_state(Sender *sender)
+static void
+adopt_state(Sender *sender)
 {
-	bool		first = sender->state.random_key == 0;
-	bool		paused = sender->state.paused;
-
-	outbox_server_state(sender->options, &sender->state);
-	if (paused && !sender->state.paused)
-		sender->recovering = true;
-	if (!first || sender->problem_changed)
+	if (sender->problem_changed)
 		return;
 	keep_problem(sender, sender->state.reason, sender->state.error_code,
 				 sender->state.suspended);
@@ -292,14 +288,61 @@ sender_load_state(Sender *sender)
 		sender->blocked_until = Max(sender->blocked_until, sender->state.next_probe_at);
 }
 
-void
+/* Somebody has paused or resumed the server: it begins anew. */
+static void
+forget_trouble(Sender *sender, bool was_paused)
+{
+	keep_problem(sender, NULL, 0, false);
+	sender->problem_changed = false;
+	sender->recovering = true;
+	sender->blocked_until = 0;
+	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	forget_usersig(sender);
+	if (sender->state.paused != was_paused)
+		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
+							 was_paused ? "resumed" : "paused")));
+}
+
+bool
+sender_load_state(Sender *sender)
+{
+	bool		first = sender->state.random_key == 0;
+	bool		was_paused = sender->state.paused;
+	TimestampTz known = sender->state.since;
+
+	if (!outbox_server_state(sender->options, &sender->state))
+		return false;
+	if (first)
+		adopt_state(sender);
+	else if (sender->state.since != known)
+		forget_trouble(sender, was_paused);
+	return true;
+}
+
+bool
 sender_note_problem(Sender *sender)
 {
+	/* a paused server has no trouble of its own */
+	if (sender->state.paused)
+		sender->problem_changed = false;
 	if (!sender->problem_changed)
+		return true;
+	sender->noted = GetCurrentTimestamp();
+	if (!outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
+							sender->problem, sender->problem_code,
+							sender->suspended ? sender->blocked_until : 0,
+							sender->noted))
+		sender->noted = 0;
+	return sender->noted != 0;
+}
+
+void
+sender_problem_noted(Sender *sender)
+{
+	if (!sender->problem_changed || sender->noted == 0)
 		return;
-	outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
-					   sender->problem, sender->problem_code,
-					   sender->suspended ? sender->blocked_until : 0);
+	sender->state.since = sender->noted;
+	sender->problem_changed = false;
 }
 
 static int64
@@ -458,7 +501,9 @@ ensure_pool(Sender *sender)
 static TimestampTz
 stopped_until(const Sender *sender)
 {
-	return sender->state.paused ? DT_NOEND : sender->blocked_until;
+	if (sender->state.paused || sender->state.random_key == 0)
+		return DT_NOEND;
+	return sender->blocked_until;
 }
 
 TimestampTz
@@ -655,7 +700,7 @@ judge_unmakable(Sender *sender, Request *request, const char *problem)
 	request->outcome.retry_after = -1;
 	request->outcome.error_info = MemoryContextStrdup(request->context, problem);
 	plan_step(sender, request);
-	note_retry(sender, request->ended_at);
+	note_retry(sender, request, request->ended_at);
 }
 
 /* The same content shall not go to these accounts again within a second. */
@@ -723,7 +768,7 @@ put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, now);
+	note_retry(sender, request, now);
 }
 
 bool
@@ -786,14 +831,14 @@ sender_next_ready(Sender *sender, TimestampTz now)
 }
 
 Request *
-sender_take_back(Sender *sender)
+sender_take_back(Sender *sender, const char *why)
 {
 	Request    *request;
 
 	if (sender->ready == NIL)
 		return NULL;
 	request = pop_ready(sender);
-	put_back(sender, request, KEPT_BACK, GetCurrentTimestamp());
+	put_back(sender, request, why, GetCurrentTimestamp());
 	return request;
 }
 
@@ -833,12 +878,11 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */
-	if (request->step.throttled &&
-		!request_all_expired(request, request->ended_at + request->step.delay))
+	if (request->step.throttled)
 		request->step.delay = 0;
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }
 
 void
@@ -853,5 +897,5 @@ sender_judge_orphan(Sender *sender, Request *request)
 	request->ended_at = GetCurrentTimestamp();
 	plan_step(sender, request);
 	if (sender != NULL)
-		note_retry(sender, request->ended_at + request->step.delay);
+		note_retry(sender, request, request->ended_at + request->step.delay);
 }

@@ -36,6 +36,7 @@ typedef struct Sender
 	List	   *ready;			/* claimed, but may not leave yet */
 	TimestampTz push_due;		/* look into the outbox then; 0: now */
 	TimestampTz retry_due;		/* look for requests to go again then */
+	TimestampTz retry_expiry;	/* no push in one of them expires before */
 	Front		front;			/* no waiting push stands before it ... */
 	Position	retry_front;	/* ... and no request that goes again */
 	RecentAccounts *recent;		/* of all servers of the database */
@@ -57,6 +58,7 @@ typedef struct Sender
 	int			problem_code;
 	bool		suspended;
 	bool		problem_changed;
+	TimestampTz noted;			/* when the transaction has written it; 0: not */
 } Sender;
 
 /* A sender of the server, without connections yet. */
@@ -68,8 +70,12 @@ extern void sender_look_anew(Sender *sender);
 /* Pushes were committed of which the first may be sent then. */
 extern void sender_note_pushes(Sender *sender, TimestampTz send_at);
 
-/* Take over what push_server says; in a transaction. */
-extern void sender_load_state(Sender *sender);
+/*
+ * Take over what push_server says, in a transaction.  If somebody else has
+ * changed it, the server's trouble is forgotten and it is tried at once.
+ * False if it cannot be read now.
+ */
+extern bool sender_load_state(Sender *sender);
 
 /* Take over options that may have changed; in a transaction. */
 extern void sender_refresh(Sender *sender);
@@ -120,8 +126,11 @@ extern Request *sender_next_ready(Sender *sender, TimestampTz now);
 /* When the next kept request may leave, DT_NOEND if there is none. */
 extern TimestampTz sender_ready_due(const Sender *sender, TimestampTz now);
 
-/* Take back a kept request, judged as one that has not left; NULL: none. */
-extern Request *sender_take_back(Sender *sender);
+/*
+ * A kept request that shall not leave after all, judged, or NULL if there is
+ * none.
+ */
+extern Request *sender_take_back(Sender *sender, const char *why);
 
 /* Judge a finished transfer: outcome, next step, health of the server. */
 extern void sender_judge(Sender *sender, Request *request, const Transfer *transfer);
@@ -129,7 +138,11 @@ extern void sender_judge(Sender *sender, Request *request, const Transfer *trans
 /* Judge a request that was left in flight; sender may be NULL. */
 extern void sender_judge_orphan(Sender *sender, Request *request);
 
-/* Write what has changed about the server; in a transaction. */
-extern void sender_note_problem(Sender *sender);
+/*
+ * Write what has changed about the server, in a transaction; false if that is
+ * to be tried again after sender_load_state().  And when it is committed:
+ */
+extern bool sender_note_problem(Sender *sender);
+extern void sender_problem_noted(Sender *sender);
 
 #endif							/* TIMPUSH_SENDER_H */

@@ -672,10 +672,39 @@ only_server(void)
 	return cached;
 }
 
+/* GetForeignServer() would read all options, which takes longer. */
+static HeapTuple
+server_tuple(Oid serverid)
+{
+	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVEROID, ObjectIdGetDatum(serverid));
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for foreign server %u", serverid);
+	return tuple;
+}
+
+static Oid
+server_wrapper(Oid serverid)
+{
+	HeapTuple	tuple = server_tuple(serverid);
+	Oid			wrapper = ((Form_pg_foreign_server) GETSTRUCT(tuple))->srvfdw;
+
+	ReleaseSysCache(tuple);
+	return wrapper;
+}
+
+void
+server_get_name(Oid serverid, Name name)
+{
+	HeapTuple	tuple = server_tuple(serverid);
+
+	*name = ((Form_pg_foreign_server) GETSTRUCT(tuple))->srvname;
+	ReleaseSysCache(tuple);
+}
+
 Oid
 server_resolve(const char *name)
 {
-	ForeignServer *server;
 	Oid			serverid;
 
 	if (name == NULL && timpush_default_server[0] != '\0')
@@ -689,8 +718,7 @@ server_resolve(const char *name)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("server \"%s\" does not exist", name),
 				 errhint("Make it with CREATE SERVER ... FOREIGN DATA WRAPPER timpush.")));
-	server = GetForeignServer(serverid);
-	if (server->fdwid != get_foreign_data_wrapper_oid("timpush", true))
+	if (server_wrapper(serverid) != get_foreign_data_wrapper_oid("timpush", true))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("server \"%s\" is not a timpush server", name),
@@ -703,13 +731,14 @@ server_check_usage(Oid serverid, Oid roleid)
 {
 	if (server_usage_aclcheck(serverid, roleid) != ACLCHECK_OK)
 	{
-		char	   *name = GetForeignServer(serverid)->servername;
+		NameData	name;
 
+		server_get_name(serverid, &name);
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for foreign server %s", name),
+				 errmsg("permission denied for foreign server %s", NameStr(name)),
 				 errhint("Ask its owner for GRANT USAGE ON FOREIGN SERVER %s.",
-						 quote_identifier(name))));
+						 quote_identifier(NameStr(name)))));
 	}
 }
 

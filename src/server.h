@@ -48,6 +48,9 @@ extern int	server_request_size(const ServerOptions *server);
 /* Server that "name" means, or the default one if it is NULL; raises. */
 extern Oid	server_resolve(const char *name);
 
+/* Its name as the catalog has it. */
+extern void server_get_name(Oid serverid, Name name);
+
 /* Raises unless the role has USAGE on the server. */
 extern void server_check_usage(Oid serverid, Oid roleid);
 

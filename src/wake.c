@@ -249,7 +249,10 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	PG_END_TRY();
 	/* what it has added is not known, so it may be anything */
 	if (commit_prepared)
+	{
 		shared_wake_for_pushes(DT_NOBEGIN, DT_NOBEGIN);
+		shared_wake_for_servers();
+	}
 	if (server_changed && OidIsValid(get_extension_oid("timpush", true)))
 		wake_request();
 }

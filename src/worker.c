@@ -73,7 +73,7 @@ static List *senders = NIL;		/* of Sender */
 static List *gone = NIL;		/* dropped servers with requests in flight */
 static bool servers_known = false;
 static uint64 known_generation;
-static bool states_stale = true;	/* push_server is to be read */
+static TimestampTz states_due = 0;	/* push_server is to be read then */
 
 static List *unrecorded = NIL;	/* judged requests */
 static TimestampTz unrecorded_since;
@@ -146,23 +146,23 @@ add_unrecorded(Request *request)
 	MemoryContextSwitchTo(old);
 }
 
-/* What is claimed and may not leave yet goes back. */
+/* What was claimed and is still here shall not leave. */
 static void
-take_back(Sender *sender)
+take_back(Sender *sender, const char *why)
 {
 	Request    *request;
 
-	while ((request = sender_take_back(sender)) != NULL)
+	while ((request = sender_take_back(sender, why)) != NULL)
 		add_unrecorded(request);
 }
 
 static void
-take_back_all(void)
+take_back_all(const char *why)
 {
 	ListCell   *cell;
 
 	foreach(cell, senders)
-		take_back(lfirst(cell));
+		take_back(lfirst(cell), why);
 }
 
 /* Take away those whose server is no more. */
@@ -178,7 +178,7 @@ drop_senders(List *oids)
 		if (list_member_oid(oids, sender->options->oid))
 			continue;
 		senders = foreach_delete_current(senders, cell);
-		take_back(sender);
+		take_back(sender, "the server was dropped before it could leave");
 		if (sender->in_flight > 0)
 			gone = lappend(gone, sender);
 		else
@@ -212,7 +212,8 @@ refresh_senders(void)
 	/* those that are new have joined already, so that their apps are kept */
 	apps_keep_servers(oids);
 	MemoryContextSwitchTo(cycle_context);
-	servers_known = states_stale = true;
+	servers_known = true;
+	states_due = 0;
 	known_generation = generation;
 }
 
@@ -439,19 +440,58 @@ claim_for_all(TimestampTz now)
 }
 
 static void
-load_server_states(void)
+load_server_states(TimestampTz now)
 {
 	ListCell   *cell;
 
-	if (!states_stale)
+	if (states_due > now)
 		return;
-	states_stale = false;
+	states_due = DT_NOEND;
 	foreach(cell, senders)
 	{
 		Sender	   *sender = lfirst(cell);
 
-		sender_load_state(sender);
+		if (!sender_load_state(sender))
+			states_due = now + LOCKED_PAUSE_US;
+		if (sender->state.paused)
+			take_back(sender, "the server was paused before it could leave");
 	}
+}
+
+static void
+note_problems(TimestampTz now)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		if (!sender_note_problem(lfirst(cell)))
+			states_due = Min(states_due, now + LOCKED_PAUSE_US);
+	}
+}
+
+/*
+ * Pushes in requests that go again expire when their request is claimed, or
+ * here, if nothing is claimed now.
+ */
+static bool
+retries_expire(const Sender *sender, TimestampTz now)
+{
+	bool		ignored = false;
+
+	return sender->retry_expiry <= now && sender_leaves(sender, now, &ignored) > now;
+}
+
+static void
+expire_retries(Sender *sender, TimestampTz now)
+{
+	int			nrequests;
+
+	if (!retries_expire(sender, now))
+		return;
+	nrequests = outbox_expire_retries(sender->options, &sender->retry_expiry);
+	if (nrequests == 0)
+		sender->retry_expiry = Max(sender->retry_expiry, now + EXPIRY_PAUSE_US);
 }
 
 static void
@@ -481,16 +521,17 @@ cycle_work(bool may_claim)
 		return access;
 	now = GetCurrentTimestamp();
 	refresh_senders();
-	load_server_states();
+	load_server_states(now);
 	outbox_record(unrecorded);
 	note_in_flight();
 	if (may_claim)
 	{
 		expire_pushes(now);
 		claim_for_all(now);
+		foreach(cell, senders)
+			expire_retries(lfirst(cell), now);
 	}
-	foreach(cell, senders)
-		sender_note_problem(lfirst(cell));
+	note_problems(now);
 	/* the list must outlive the transaction's memory */
 	MemoryContextSwitchTo(worker_context);
 	claimed = list_copy(claimed);
@@ -523,7 +564,7 @@ after_commit(void)
 	unrecorded = NIL;
 	claimed = NIL;
 	foreach(cell, senders)
-		((Sender *) lfirst(cell))->problem_changed = false;
+		sender_problem_noted(lfirst(cell));
 	if (recorded)
 		shared_worker_recorded();
 	if (error_reported)
@@ -535,7 +576,8 @@ after_commit(void)
 		Request    *request = lfirst(cell);
 
 		MemoryContextSetParent(request->context, worker_context);
-		if (request->first_sent_at == 0 && request->id > last_claimed)
+		/* those that go again are found by their time, whatever their ids */
+		if (request->fresh)
 		{
 			dlist_push_tail(&first_attempts, &request->node);
 			request->listed = true;
@@ -557,7 +599,7 @@ look_anew(void)
 		sender_look_anew(lfirst(cell));
 	expiry_front = POSITION_FIRST;
 	expiry_due = 0;
-	states_stale = true;
+	states_due = 0;
 }
 
 /* The transaction failed: keep the outcomes, forget the claims. */
@@ -686,8 +728,9 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 		*when = Min(*when, rest_until);
 		return false;
 	}
-	if (states_stale || !servers_known || known_generation != server_generation())
+	if (states_due <= now || !servers_known || known_generation != server_generation())
 		return true;
+	*when = Min(*when, states_due);
 	if (unrecorded != NIL)
 	{
 		TimestampTz due = unrecorded_since + RECORD_PAUSE_US;
@@ -703,9 +746,15 @@ cycle_wanted(TimestampTz now, TimestampTz *when)
 	{
 		Sender	   *sender = lfirst(cell);
 
-		if (sender->problem_changed || sender_room(sender, now, when) > 0)
+		/* if it could not be noted, that is tried again at states_due */
+		if ((sender->problem_changed && states_due == DT_NOEND) ||
+			sender_room(sender, now, when) > 0)
 			wanted = true;
 		*when = Min(*when, sender_ready_due(sender, now));
+		if (retries_expire(sender, now))
+			wanted = true;
+		if (sender->retry_expiry > now)
+			*when = Min(*when, sender->retry_expiry);
 	}
 	return wanted;
 }
@@ -752,7 +801,11 @@ rest(TimestampTz now)
 	ListCell   *cell;
 
 	foreach(cell, senders)
-		due = Min(due, sender_leaves(lfirst(cell), now, &busy));
+	{
+		Sender	   *sender = lfirst(cell);
+
+		due = Min(due, Min(sender_leaves(sender, now, &busy), sender->retry_expiry));
+	}
 	if (idle_since == 0 || busy)
 		idle_since = now;
 	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
@@ -769,7 +822,7 @@ finish_in_flight(void)
 {
 	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
 
-	take_back_all();
+	take_back_all("the worker ended before it could leave");
 	pgstat_report_activity(STATE_RUNNING, "ending");
 	while (http_in_flight() > 0)
 	{
@@ -886,7 +939,7 @@ work(void)
 		if (timpush_enabled)
 			send_ready();
 		else
-			take_back_all();
+			take_back_all("sending was switched off before it could leave");
 		now = GetCurrentTimestamp();
 		may_claim = timpush_enabled;
 		if ((may_claim || unrecorded != NIL) && cycle_wanted(now, &when))
@@ -971,7 +1024,7 @@ start_up(void)
 	if (access == OUTBOX_GONE)
 		return false;
 	refresh_senders();
-	load_server_states();
+	load_server_states(GetCurrentTimestamp());
 	adopt_orphans();
 	outbox_commit();
 	MemoryContextSwitchTo(worker_context);

@@ -73,6 +73,50 @@ is( $node->safe_psql(
 	'sent',
 	'rewritten tables are found again');
 
+# A session that enqueues follows what others do to the table: a constraint,
+# and an index that it first meets half made.
+my $session = $node->background_psql('postgres', on_error_stop => 0);
+my $enqueue =
+  "SELECT timpush_batch('administrator', '{u1}', 'title', 'text', data_id => '%s', send_at => '2100-01-01') > 0";
+is(scalar $session->query(sprintf $enqueue, 'first'),
+	't', 'a session enqueues');
+$node->safe_psql('postgres',
+	"ALTER TABLE push_outbox ADD CONSTRAINT mine CHECK (data_id <> 'second')"
+);
+is(scalar $session->query(sprintf $enqueue, 'second'),
+	'', 'and follows a constraint of another session');
+$node->safe_psql('postgres', 'ALTER TABLE push_outbox DROP CONSTRAINT mine');
+is(scalar $session->query(sprintf $enqueue, 'second'),
+	't', 'until it is dropped');
+my $holder = $node->background_psql('postgres', on_error_stop => 1);
+$holder->query_safe('BEGIN; ' . sprintf $enqueue, 'held');
+my $maker = $node->background_psql('postgres', on_error_stop => 1);
+$maker->query_until(qr/begun/,
+	"\\echo begun\nCREATE UNIQUE INDEX CONCURRENTLY mine ON push_outbox (data_id);\n"
+);
+$node->poll_query_until('postgres', <<'SQL')
+SELECT count(*) = 1 FROM pg_stat_activity
+WHERE query LIKE 'CREATE UNIQUE INDEX%' AND wait_event_type = 'Lock'
+SQL
+  or die 'the index is not being made';
+is(scalar $session->query(sprintf $enqueue, 'third'),
+	't', 'it enqueues while an index is made');
+$holder->query_safe('COMMIT');
+$holder->quit;
+$maker->quit;
+is(scalar $session->query(sprintf $enqueue, 'fourth'),
+	't', 'and when it is made');
+is(scalar $session->query(sprintf $enqueue, 'fourth'), '', 'into the index');
+$session->quit;
+is( $node->safe_psql(
+		'postgres',
+		"SET enable_seqscan = off;
+		SELECT string_agg(data_id, ' ' ORDER BY id) FROM push_outbox WHERE data_id > ''"
+	),
+	'first second held third fourth',
+	'which holds what was enqueued before, meanwhile and after');
+$node->safe_psql('postgres', 'DROP INDEX mine; DELETE FROM push_outbox');
+
 # What wants a database to itself does not have to wait for an idle worker.
 $node->safe_psql('postgres', 'CREATE DATABASE app');
 $node->safe_psql('app', 'CREATE EXTENSION timpush; ' . $create_server);

@@ -1,0 +1,525 @@
+/*-------------------------------------------------------------------------
+ *
+ * manage.c
+ *	  What a session does to pushes and servers: cancel, retry, pause, resume.
+ *
+ * These act on our tables in the caller's transaction, with the rights of the
+ * tables' owner after the caller's have been checked.  The worker takes only
+ * rows that nobody has locked and looks again at those that somebody had, so
+ * a push is cancelled or claimed, never both, and a transaction that is left
+ * open holds nothing up but what it has touched.
+ *
+ * Crash story: all of it lives and dies with the caller's transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "enqueue.h"
+#include "journal.h"
+#include "journal_sql.h"
+#include "load.h"
+#include "outbox.h"
+#include "owner.h"
+#include "server.h"
+#include "wake.h"
+
+PG_FUNCTION_INFO_V1(timpush_cancel);
+PG_FUNCTION_INFO_V1(timpush_retry);
+PG_FUNCTION_INFO_V1(timpush_pause);
+PG_FUNCTION_INFO_V1(timpush_resume);
+
+/* Accounts of a large push that are moved at a time, for memory's sake. */
+#define CANCEL_STEP	50000
+
+/* Our tables, and who we are while we work on them. */
+typedef struct Session
+{
+	Oid			caller;
+	Oid			outbox;
+	Oid			schema;
+	const char *schema_name;	/* quoted */
+	OwnerScope	scope;
+	int			guc_level;
+} Session;
+
+/*
+ * Become the tables' owner and leave the caller's search path, which may hold
+ * operators of anybody's; connect to SPI.
+ */
+static void
+session_begin(Session *session, Oid funcid)
+{
+	session->caller = GetUserId();
+	session->schema = get_func_namespace(funcid);
+	session->schema_name = quote_identifier(get_namespace_name(session->schema));
+	session->outbox = get_relname_relid("push_outbox", session->schema);
+	if (!OidIsValid(session->outbox))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.push_outbox\" does not exist", session->schema_name),
+				 errhint("Drop and create the extension timpush.")));
+	owner_enter(&session->scope, session->outbox, 0);
+	session->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+}
+
+static void
+session_end(Session *session)
+{
+	SPI_finish();
+	AtEOXact_GUC(true, session->guc_level);
+	owner_leave(&session->scope);
+}
+
+/* Run a statement, "@" standing for the schema; rows are in SPI_tuptable. */
+static void
+run(const Session *session, const char *sql, int nparams, Oid *types, Datum *values)
+{
+	StringInfoData query;
+
+	initStringInfo(&query);
+	for (const char *p = sql; *p != '\0'; p++)
+	{
+		if (*p == '@')
+			appendStringInfoString(&query, session->schema_name);
+		else
+			appendStringInfoChar(&query, *p);
+	}
+	if (SPI_execute_with_args(query.data, nparams, types, values, NULL, false, 0) < 0)
+		elog(ERROR, "could not run \"%s\"", query.data);
+	pfree(query.data);
+}
+
+static void
+run_for_id(const Session *session, const char *sql, int64 id)
+{
+	Oid			type = INT8OID;
+	Datum		value = Int64GetDatum(id);
+
+	run(session, sql, 1, &type, &value);
+}
+
+static void
+run_rows(const Session *session, const char *sql, const RowSet *rows)
+{
+	Oid			type = rows->array_type;
+	Datum		value;
+
+	if (rows->nrows == 0)
+		return;
+	value = rowset_array(rows);
+	run(session, sql, 1, &type, &value);
+}
+
+static Datum
+column(int row, int number)
+{
+	return load_column(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number);
+}
+
+/* ------------------------------------------------------------------------
+ * Whose push it is
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Is there such a push, and may the caller act on it?  By the same rule by
+ * which row-level security shows it.  *open tells if any account of it has no
+ * outcome yet.
+ */
+static bool
+find_push(const Session *session, int64 id, bool *open)
+{
+	Oid			enqueued_by;
+
+	run_for_id(session,
+			   "SELECT enqueued_by, true FROM @.push_outbox WHERE id = $1 "
+			   "UNION ALL "
+			   "SELECT enqueued_by, state IN ('sending', 'retry') FROM @.push_result"
+			   " WHERE push_id = $1", id);
+	if (SPI_processed == 0)
+		return false;
+	*open = false;
+	for (uint64 i = 0; i < SPI_processed; i++)
+		*open = *open || DatumGetBool(column((int) i, 2));
+	/* the role may be gone; then it is the owner's business */
+	enqueued_by = get_role_oid(NameStr(*DatumGetName(column(0, 1))), true);
+	return (OidIsValid(enqueued_by) && is_member_of_role(session->caller, enqueued_by)) ||
+		is_member_of_role(session->caller, owner_of_table(session->outbox));
+}
+
+/* ------------------------------------------------------------------------
+ * timpush_cancel
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Move the first accounts of a waiting row, which is in SPI_tuptable, into
+ * the journal; true if that was all of them.
+ */
+static bool
+cancel_some(const Session *session, Journal *journal)
+{
+	Loaded		loaded;
+	ComposeBounds bounds = {0, UNSENT_SIZE, INT_MAX};
+	ComposedRequest *composed;
+	TimestampTz now = GetCurrentTimestamp();
+	Oid			types[] = {INT8OID, INT4OID, INT4OID};
+	Datum		values[3];
+	int			n;
+
+	load_rows(&loaded, CANCEL_STEP);
+	bounds.requests = loaded.rows[0].nloaded / UNSENT_SIZE + 1;
+	composed = palloc(sizeof(ComposedRequest) * bounds.requests);
+	n = compose(loaded.rows, 1, &bounds, NULL, now, composed);
+	journal_begin(journal);
+	for (int i = 0; i < n; i++)
+		(void) journal_compose(journal, &composed[i], loaded.rows, loaded.pushes,
+							   STATE_CANCELLED, InvalidOid, 0, CurrentMemoryContext);
+	run_rows(session, SQL_INSERT_REQUESTS, &journal->new_requests);
+	run_rows(session, SQL_INSERT_RESULTS, &journal->new_results);
+
+	values[0] = Int64GetDatum(loaded.rows[0].id);
+	values[1] = Int32GetDatum(loaded.rows[0].taken);
+	values[2] = Int32GetDatum(load_handed_bytes(&loaded, 0));
+	if (loaded.rows[0].taken >= loaded.rows[0].naccounts)
+	{
+		run(session, "DELETE FROM @.push_outbox WHERE id = $1", 1, types, values);
+		return true;
+	}
+	run(session,
+		"UPDATE @.push_outbox SET handed_out = handed_out + $2, handed_bytes = $3 "
+		"WHERE id = $1", 3, types, values);
+	return false;
+}
+
+/*
+ * Cancel what waits.  If the worker is just about to take it, wait for that
+ * and see what is left.
+ */
+static bool
+cancel_waiting(const Session *session, Journal *journal, int64 id)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "timpush cancel",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		all = false;
+	bool		any = false;
+
+	while (!all)
+	{
+		run_for_id(session, "SELECT o.*, o.ctid FROM @.push_outbox o WHERE o.id = $1 FOR UPDATE", id);
+		if (SPI_processed == 0)
+			break;
+		all = cancel_some(session, journal);
+		any = true;
+		SPI_freetuptable(SPI_tuptable);
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	return any;
+}
+
+/* The members of one request, in their order. */
+static void
+load_members(const Session *session, Request *request)
+{
+	Oid			type = INT8ARRAYOID;
+	Datum		id = Int64GetDatum(request->id);
+	Datum		value = PointerGetDatum(construct_array(&id, 1, INT8OID, sizeof(int64),
+														FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+
+	run(session, SQL_LOAD_MEMBERS, 1, &type, &value);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		load_member(request, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+}
+
+/*
+ * Take the push out of a request that goes again, if that may still be done:
+ * the others in it go on in a new one, at the time at which it would have.
+ */
+static bool
+leave_request(const Session *session, Journal *journal, int64 request_id, int64 push_id)
+{
+	Request    *request;
+	bool	   *leaving;
+
+	/* waits for whoever is at it, the worker or another session */
+	run_for_id(session,
+			   "SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+			   "WHERE q.id = $1 AND q.state = 'retry' AND NOT q.in_doubt"
+			   " AND NOT q.maybe_duplicate FOR UPDATE", request_id);
+	if (SPI_processed == 0)
+		return false;
+	request = load_request(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, InvalidOid,
+						   CurrentMemoryContext);
+	load_members(session, request);
+	leaving = palloc(sizeof(bool) * Max(request->nmembers, 1));
+	for (int i = 0; i < request->nmembers; i++)
+		leaving[i] = request->members[i].push_id == push_id;
+
+	journal_begin(journal);
+	journal_drop(journal, request, leaving, STATE_CANCELLED, GetCurrentTimestamp());
+	run_rows(session, SQL_CHANGE_REQUESTS, &journal->changed_requests);
+	run_rows(session, SQL_CHANGE_RESULTS, &journal->changed_results);
+	run_rows(session, SQL_INSERT_REQUESTS, &journal->new_requests);
+	run_rows(session, SQL_MOVE_RESULTS, &journal->moved_results);
+	return true;
+}
+
+/*
+ * Cancel what goes again after a definite refusal, or after an attempt of
+ * which no byte left.  What may have reached the API is not ours to cancel.
+ */
+static bool
+cancel_retrying(const Session *session, Journal *journal, int64 id)
+{
+	bool		any = false;
+
+	for (;;)
+	{
+		int			n;
+		int64	   *requests;
+
+		run_for_id(session,
+				   "SELECT q.id FROM @.push_result r JOIN @.push_request q ON q.id = r.request_id "
+				   "WHERE r.push_id = $1 AND r.state = 'retry' AND q.state = 'retry'"
+				   " AND NOT q.in_doubt AND NOT q.maybe_duplicate ORDER BY q.id", id);
+		n = (int) SPI_processed;
+		if (n == 0)
+			return any;
+		requests = palloc(sizeof(int64) * n);
+		for (int i = 0; i < n; i++)
+			requests[i] = DatumGetInt64(column(i, 1));
+		for (int i = 0; i < n; i++)
+			any |= leave_request(session, journal, requests[i], id);
+		/* a request that was split while we waited has left it to another one */
+	}
+}
+
+/*
+ * timpush_cancel(id bigint) returns boolean
+ *
+ * Takes back what of the push has not left: what waits, and what goes again
+ * although the API has not got it.  True if there was any.  False if there
+ * is no such push, or not for the caller, or if all of it is in flight, in
+ * doubt or done.  Error: read_only_sql_transaction.
+ */
+Datum
+timpush_cancel(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	Session		session;
+	Journal		journal;
+	bool		open;
+	bool		cancelled = false;
+
+	PreventCommandIfReadOnly("timpush_cancel()");
+	session_begin(&session, fcinfo->flinfo->fn_oid);
+	if (find_push(&session, id, &open) && open)
+	{
+		journal_open(&journal, session.schema);
+		cancelled = cancel_waiting(&session, &journal, id);
+		cancelled |= cancel_retrying(&session, &journal, id);
+	}
+	session_end(&session);
+	PG_RETURN_BOOL(cancelled);
+}
+
+/* ------------------------------------------------------------------------
+ * timpush_retry
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The push anew as a row of push_outbox: all that makes its content, out of
+ * the journal, and who has not got it.  "extra" is what request_content() was
+ * given, but that Ext is JSON text by now.
+ */
+static const char *const retry_query =
+"SELECT r.server, q.content->>'From_Account', q.content#>>'{OfflinePushInfo,Title}',"
+" q.content#>>'{OfflinePushInfo,Desc}', q.content->>'DataId',"
+" CASE WHEN x.rest->'OfflinePushInfo' = '{}'"
+"  THEN nullif(x.rest - 'OfflinePushInfo', '{}') ELSE x.rest END,"
+" r.priority, q.on_unknown,"
+" (SELECT array_agg(a.account ORDER BY p.request_id, a.n)"
+"  FROM @.push_result p JOIN @.push_request c ON c.id = p.request_id"
+"  CROSS JOIN LATERAL unnest(c.accounts[p.first : p.first + p.accounts - 1])"
+"   WITH ORDINALITY a(account, n)"
+"  WHERE p.push_id = $1 AND (p.state IN ('failed', 'expired', 'cancelled', 'unknown')"
+"   OR p.state = 'partial' AND (p.request_id, a.account) IN"
+"    (SELECT e.request_id, e.account FROM @.push_error e WHERE e.push_id = $1))) "
+"FROM @.push_result r JOIN @.push_request q ON q.id = r.request_id"
+" CROSS JOIN LATERAL (SELECT q.content - '{From_Account,DataId}'::text[]"
+"  #- '{OfflinePushInfo,Title}' #- '{OfflinePushInfo,Desc}' AS rest) x "
+"WHERE r.push_id = $1 ORDER BY r.request_id LIMIT 1";
+
+/* What the columns of that query are. */
+static const int retry_columns[] = {
+	OUTBOX_SERVER, OUTBOX_FROM_ACCOUNT, OUTBOX_TITLE, OUTBOX_DESCR, OUTBOX_DATA_ID,
+	OUTBOX_EXTRA, OUTBOX_PRIORITY, OUTBOX_ON_UNKNOWN, OUTBOX_TO_ACCOUNTS
+};
+
+/* Read the push anew into values that outlive SPI. */
+static void
+read_for_retry(const Session *session, int64 id, Datum *values, bool *nulls)
+{
+	run_for_id(session, retry_query, id);
+	for (size_t i = 0; i < lengthof(retry_columns) && SPI_processed > 0; i++)
+	{
+		int			target = retry_columns[i] - 1;
+		Form_pg_attribute attr = TupleDescAttr(SPI_tuptable->tupdesc, i);
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+										  (int) i + 1, &nulls[target]);
+
+		if (!nulls[target])
+			values[target] = SPI_datumTransfer(value, attr->attbyval, attr->attlen);
+	}
+}
+
+/*
+ * timpush_retry(id bigint) returns bigint
+ *
+ * Enqueues a push of the same content to the accounts of a finished one that
+ * failed, expired, were cancelled or are in doubt; returns its id.  Errors:
+ * undefined_object for an unknown push, object_not_in_prerequisite_state if
+ * it has open accounts or none to send again, and those of timpush_batch().
+ */
+Datum
+timpush_retry(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	Session		session;
+	Datum		values[OUTBOX_NATTS] = {0};
+	bool		nulls[OUTBOX_NATTS];
+	bool		open;
+
+	PreventCommandIfReadOnly("timpush_retry()");
+	memset(nulls, true, sizeof(nulls));
+	session_begin(&session, fcinfo->flinfo->fn_oid);
+	if (!find_push(&session, id, &open))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("push %lld does not exist", (long long) id),
+				 errhint("It was rolled back, its outcome was deleted, or another role enqueued it.")));
+	if (open)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("push %lld has accounts without an outcome", (long long) id),
+				 errhint("Wait for it with timpush_wait(), or take the rest back with timpush_cancel().")));
+	read_for_retry(&session, id, values, nulls);
+	session_end(&session);
+	if (nulls[OUTBOX_TO_ACCOUNTS - 1])
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("push %lld has no accounts to send again", (long long) id),
+				 errdetail("All of its accounts were accepted.")));
+	PG_RETURN_INT64(enqueue_row(session.outbox, values, nulls));
+}
+
+/* ------------------------------------------------------------------------
+ * timpush_pause, timpush_resume
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The server that is meant, of which the caller is an owner.  The lock keeps
+ * others from making its row at the same time, and DROP SERVER away.
+ */
+static void
+lock_server(FunctionCallInfo fcinfo)
+{
+	char	   *name;
+	Oid			serverid;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("\"%s\" must not be null", "server"),
+				 errhint("Give the name of a server.")));
+	name = NameStr(*PG_GETARG_NAME(0));
+	serverid = server_resolve(name);
+	if (!server_ownercheck(serverid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_FOREIGN_SERVER, name);
+	LockDatabaseObject(ForeignServerRelationId, serverid, 0, SERVER_ROW_LOCK);
+	/* it may have been dropped, and even made anew, while we waited */
+	if (server_resolve(name) != serverid)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("server \"%s\" was replaced concurrently", name)));
+}
+
+/* $1 is the server, $2 who has called us. */
+static void
+change_server(FunctionCallInfo fcinfo, const char *sql, int nparams)
+{
+	Session		session;
+	Oid			types[] = {NAMEOID, TEXTOID};
+	Datum		values[2];
+
+	lock_server(fcinfo);
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
+	session_begin(&session, fcinfo->flinfo->fn_oid);
+	run(&session, sql, nparams, types, values);
+	session_end(&session);
+	wake_request();
+}
+
+/*
+ * timpush_pause(server name) returns void
+ *
+ * From the commit on nothing more leaves for the server, until it is resumed.
+ * Needs ownership of the server.  Errors: null_value_not_allowed, those of
+ * server_resolve(), insufficient_privilege, read_only_sql_transaction.
+ */
+Datum
+timpush_pause(PG_FUNCTION_ARGS)
+{
+	PreventCommandIfReadOnly("timpush_pause()");
+	change_server(fcinfo,
+				  "INSERT INTO @.push_server AS s (server, state, reason, since) "
+				  "VALUES ($1, 'paused', 'paused by ' || $2, clock_timestamp()) "
+				  "ON CONFLICT (server) DO UPDATE SET state = 'paused', reason = excluded.reason,"
+				  " error_code = NULL, next_probe_at = NULL, since = excluded.since "
+				  "WHERE s.state NOT IN ('paused', 'held')", 2);
+	PG_RETURN_VOID();
+}
+
+/*
+ * timpush_resume(server name) returns void
+ *
+ * Makes a server that is paused, suspended, held or resting after failures
+ * be tried at once.  Errors: those of timpush_pause().
+ */
+Datum
+timpush_resume(PG_FUNCTION_ARGS)
+{
+	PreventCommandIfReadOnly("timpush_resume()");
+	change_server(fcinfo,
+				  "UPDATE @.push_server SET state = 'active', reason = NULL, error_code = NULL,"
+				  " next_probe_at = NULL, since = clock_timestamp() "
+				  "WHERE server = $1", 1);
+	PG_RETURN_VOID();
+}
