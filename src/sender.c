@@ -50,6 +50,7 @@
  * and else goes back into the journal.
  */
 #define MAX_KEEPING			SECONDS(5)
+#define KEPT_BACK			"was claimed, but may not leave yet"
 
 /*
  * With requests in flight and little room, a claim waits this long for more
@@ -576,6 +577,8 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 	}
 	if (sender->ready != NIL)
 		return 0;				/* sender_next_ready() goes first */
+	if (sender_must_look(sender))
+		return 1;
 	app_ask(&sender->app, now, &allowance);
 	bound = in_flight_bound(sender, &allowance);
 	room = bound - sender->in_flight;
@@ -592,8 +595,6 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
 		return 0;
 	}
-	if (sender_must_look(sender))
-		return 1;
 	if (!ensure_usersig(sender, now))
 	{
 		*when = Min(*when, sender->blocked_until);
@@ -772,23 +773,11 @@ put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
 	note_retry(sender, request, now);
 }
 
-/* How long a claimed request would have to be kept; DT_NOEND: for too long. */
-static int64
-keeping_time(const Sender *sender, TimestampTz now)
-{
-	Allowance	allowance;
-
-	if (stopped_until(sender) > now)
-		return DT_NOEND;
-	app_ask(&sender->app, now, &allowance);
-	return allowance.wait > MAX_KEEPING ? DT_NOEND : allowance.wait;
-}
-
 bool
 sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		wait = keeping_time(sender, now);
+	int64		wait;
 	MemoryContext old;
 
 	if (request_any_expired(request, now))
@@ -797,13 +786,13 @@ sender_send(Sender *sender, Request *request)
 		put_back(sender, request, "expired before it could leave", now);
 		return true;
 	}
-	if (wait == DT_NOEND)
+	wait = stopped_until(sender) > now ? DT_NOEND :
+		app_take(&sender->app, request->naccounts, now);
+	if (wait > MAX_KEEPING)
 	{
-		put_back(sender, request, "was not allowed to leave", now);
+		put_back(sender, request, KEPT_BACK, now);
 		return true;
 	}
-	if (wait == 0)
-		wait = app_take(&sender->app, request->naccounts, now);
 	if (wait > 0)
 	{
 		old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
@@ -817,11 +806,15 @@ sender_send(Sender *sender, Request *request)
 TimestampTz
 sender_ready_due(const Sender *sender, TimestampTz now)
 {
-	int64		wait = sender->ready != NIL ? keeping_time(sender, now) : 0;
+	Allowance	allowance;
 
 	if (sender->ready == NIL)
 		return DT_NOEND;
-	return wait == DT_NOEND ? now : now + wait;
+	app_ask(&sender->app, now, &allowance);
+	/* what would have to be kept for too long goes back at once */
+	if (stopped_until(sender) > now || allowance.wait > MAX_KEEPING)
+		return now;
+	return now + allowance.wait;
 }
 
 static Request *
@@ -887,8 +880,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */
-	if (request->step.throttled &&
-		!request_all_expired(request, request->ended_at + request->step.delay))
+	if (request->step.throttled)
 		request->step.delay = 0;
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)

@@ -477,7 +477,9 @@ note_problems(TimestampTz now)
 static bool
 retries_expire(const Sender *sender, TimestampTz now)
 {
-	return sender->retry_expiry <= now && sender_due(sender) > now;
+	bool		ignored = false;
+
+	return sender->retry_expiry <= now && sender_leaves(sender, now, &ignored) > now;
 }
 
 static void
