@@ -195,8 +195,8 @@ $node->safe_psql('rival',
 sql($tim->create_server_sql('slow', %slow));
 sql(<<'SQL');
 CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS
-  'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END';
-CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze();
+  'BEGIN PERFORM pg_sleep(TG_ARGV[0]::float); RETURN NEW; END';
+CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze(0.3);
 SQL
 my $held = 0;
 foreach my $round (1 .. 5)
@@ -345,6 +345,33 @@ is(seen('without-key'), 0, 'and stays so when it could go on');
 resume('wrong');
 settle($node);
 is(seen('without-key'), 1, 'until it is resumed');
+
+# Paused while the worker is in a transaction that is going to note a trouble
+unlink $key_file;
+sql("ALTER USER MAPPING FOR PUBLIC SERVER wrong OPTIONS (SET usersig_lifetime '3d')"
+);
+worker_has_looked();
+sql('CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze(2)'
+);
+sql(<<'SQL');
+SELECT timpush_batch('administrator', ARRAY['meanwhile'], 'title', 'text', server => s)
+FROM unnest('{open,wrong}'::name[]) s
+SQL
+$node->poll_query_until(
+	'postgres',
+	"SELECT count(*) = 1 FROM pg_stat_activity
+	 WHERE backend_type = 'timpush worker' AND wait_event = 'PgSleep'"
+) or die "the worker does not write its journal\n";
+pause('wrong');
+is(seen('meanwhile'), 0, 'the worker is in its transaction');
+settle($node, where => "server = 'open'");
+sql('DROP TRIGGER doze ON push_request');
+is( state_of('wrong'),
+	"paused: paused by $user",
+	'a pause is not overwritten by trouble');
+append_to_file($key_file, $tim->key);
+resume('wrong');
+settle($node);
 
 $session->quit;
 is_deeply(
