@@ -295,8 +295,6 @@ forget_trouble(Sender *sender, bool was_paused)
 	keep_problem(sender, NULL, 0, false);
 	sender->problem_changed = false;
 	sender->recovering = true;
-	if (!sender->state.paused)
-		app_resume(&sender->app);
 	sender->blocked_until = 0;
 	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
 	forget_usersig(sender);
@@ -314,6 +312,8 @@ sender_load_state(Sender *sender)
 
 	if (!outbox_server_state(sender->options, &sender->state))
 		return false;
+	if (sender->state.since != known)
+		app_state_of(&sender->app, sender->state.since, false);
 	if (first)
 		adopt_state(sender);
 	else if (sender->state.since != known)
@@ -344,6 +344,7 @@ sender_problem_noted(Sender *sender)
 	if (!sender->problem_changed || sender->noted == 0)
 		return;
 	sender->state.since = sender->noted;
+	app_state_of(&sender->app, sender->noted, true);
 	sender->problem_changed = false;
 }
 

@@ -13,7 +13,13 @@ use Time::HiRes qw(time sleep);
 use FakeTIM;
 use TimpushTest;
 
-my $tim = FakeTIM->new(apps => { 1600150143 => 'another-key' })->start;
+# Servers of different apps, so that the limits and pauses of one are not
+# another's
+my $tim = FakeTIM->new(
+	apps => {
+		1600150143 => 'another-key',
+		map { $_ => 'key' } 1001, 1002
+	})->start;
 my $node = start_node('main', max_prepared_transactions => 2);
 my $key_file = PostgreSQL::Test::Utils::tempdir . '/chat.key';
 
@@ -62,9 +68,13 @@ sub worker_has_looked
 }
 
 append_to_file($key_file, 'not-the-key');
-sql(    $tim->create_server_sql('open')
+sql(    $tim->create_server_sql('open', sdkappid => 1001, secret_key => 'key')
 	  . $tim->create_server_sql('chat')
-	  . $tim->create_server_sql('paced', requests_per_second => 5)
+	  . $tim->create_server_sql(
+		'paced',
+		sdkappid => 1002,
+		secret_key => 'key',
+		requests_per_second => 5)
 	  . $tim->create_server_sql('wrong', secret_key_file => $key_file));
 my $user = sql('SELECT current_user');
 
@@ -322,11 +332,11 @@ wait_until(sub { seen('first1-code-60028') }, 'the first call');
 my $fresh = push_id($node, 'fresh', server => 'wrong');
 worker_has_looked();
 is(status($node, $fresh)->{state}, 'waiting', 'a server rests for long');
+is(sql("SELECT timpush_cancel($id)"),
+	't', 'what is to go again later can be cancelled');
 resume('wrong');
 settle($node, where => "push_id = $fresh");
 is(seen('fresh'), 1, 'until it is resumed');
-is(sql("SELECT timpush_cancel($id)"),
-	't', 'what is to go again later can be cancelled');
 
 # Paused in its trouble
 unlink $key_file;
