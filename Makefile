@@ -6,6 +6,7 @@
 MODULE_big = timpush
 OBJS = \
 	src/apps.o \
+	src/breaker.o \
 	src/compose.o \
 	src/enqueue.o \
 	src/front.o \

@@ -27,11 +27,6 @@
 
 #define SECONDS(n)	((int64) (n) * USECS_PER_SEC)
 
-/* The breaker: after so many failures in a row, a pause that doubles. */
-#define FAILURES_TO_OPEN	5
-#define FIRST_OPEN			SECONDS(5)
-#define MAX_OPEN			SECONDS(120)
-
 /* A suspended server is tried after this, doubling. */
 #define FIRST_PROBE			SECONDS(60)
 #define MAX_PROBE			SECONDS(900)
@@ -182,6 +177,15 @@ wipe_options(ServerOptions *options)
 		explicit_bzero(options->usersig, strlen(options->usersig));
 }
 
+/* All that was learned of the server's health is out of date. */
+static void
+forget_health(Sender *sender)
+{
+	memset(&sender->breaker, 0, sizeof(sender->breaker));
+	sender->blocked_until = 0;
+	sender->stops = sender->refusals = 0;
+}
+
 void
 sender_refresh(Sender *sender)
 {
@@ -204,8 +208,7 @@ sender_refresh(Sender *sender)
 	{
 		/* whatever was wrong may be right now */
 		sender->changed_at = GetCurrentTimestamp();
-		sender->blocked_until = 0;
-		sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+		forget_health(sender);
 		sender->retry_due = 0;
 	}
 	sender->push_due = 0;
@@ -295,8 +298,7 @@ forget_trouble(Sender *sender, bool was_paused)
 	keep_problem(sender, NULL, 0, false);
 	sender->problem_changed = false;
 	sender->recovering = true;
-	sender->blocked_until = 0;
-	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	forget_health(sender);
 	forget_usersig(sender);
 	if (sender->state.paused != was_paused)
 		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
@@ -357,35 +359,34 @@ doubling(int64 first, int64 most, int n)
 }
 
 static void
-note_success(Sender *sender, TimestampTz now)
+note_success(Sender *sender, TimestampTz sent_at, TimestampTz now)
 {
-	if (sender->failures > 0 || sender->suspended)
-		sender->blocked_until = 0;
-	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+	bool		kept_back = breaker_is_open(&sender->breaker) || sender->suspended;
+
+	(void) breaker_note(&sender->breaker, false, sent_at, now);
+	app_worked(&sender->app, now);
+	/* it left before the trouble began */
+	if (breaker_is_open(&sender->breaker))
+		return;
+	if (kept_back)
 		sender->recovering = true;
-	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	sender->blocked_until = 0;
+	sender->stops = sender->refusals = 0;
 	sender->renewed_serial = 0;
 	set_problem(sender, NULL, 0, false);
-	app_worked(&sender->app, now);
 }
 
 /* A failure of the peer or of the way to it. */
 static void
-note_failure(Sender *sender, const Outcome *outcome, TimestampTz now)
+note_failure(Sender *sender, const Outcome *outcome, TimestampTz sent_at, TimestampTz now)
 {
-	int64		pause;
-
-	sender->failures++;
-	/* requests that were in flight together tell the same once */
-	if (sender->blocked_until > now)
-		return;
-	if (sender->failures >= FAILURES_TO_OPEN)
-		pause = doubling(FIRST_OPEN, MAX_OPEN, sender->openings++);
-	else if (outcome->class == OUTCOME_NOT_SENT)
-		pause = policy_backoff(sender->failures - 1, 0.5 + random_fraction() / 2);
+	if (breaker_note(&sender->breaker, true, sent_at, now))
+		sender->blocked_until = sender->breaker.open_until;
+	else if (outcome->class == OUTCOME_NOT_SENT && sender->blocked_until <= now)
+		sender->blocked_until = now + policy_backoff(sender->breaker.in_row - 1,
+													 0.5 + random_fraction() / 2);
 	else
 		return;
-	sender->blocked_until = now + pause;
 	set_problem(sender, outcome->error_info, outcome->error_code, false);
 }
 
@@ -416,8 +417,12 @@ note_outcome(Sender *sender, const Request *request)
 	const Step *step = &request->step;
 	TimestampTz now = request->ended_at;
 
-	/* what was refused under other options says nothing of these */
-	if ((step->throttled || step->server_stops) && request->sent_at < sender->changed_at)
+	bool		failed = outcome->class == OUTCOME_NOT_SENT ||
+	outcome->class == OUTCOME_TRANSIENT || outcome->class == OUTCOME_UNKNOWN;
+
+	/* what went wrong under other options says nothing of these */
+	if ((step->throttled || step->server_stops || failed) &&
+		request->sent_at < sender->changed_at)
 		return;
 	if (step->throttled)
 		app_throttled(&sender->app, step->delay, now);
@@ -425,11 +430,10 @@ note_outcome(Sender *sender, const Request *request)
 		renew_usersig(sender, request->usersig_serial);
 	else if (step->server_stops)
 		note_stop(sender, outcome, now);
-	else if (outcome->class == OUTCOME_NOT_SENT || outcome->class == OUTCOME_TRANSIENT ||
-			 outcome->class == OUTCOME_UNKNOWN)
-		note_failure(sender, outcome, now);
+	else if (failed)
+		note_failure(sender, outcome, request->sent_at, now);
 	else
-		note_success(sender, now);
+		note_success(sender, request->sent_at, now);
 }
 
 /* ------------------------------------------------------------------------
@@ -602,7 +606,7 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		return 0;
 	}
 	/* a probe goes alone */
-	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+	if (breaker_is_open(&sender->breaker) || sender->suspended)
 		return sender->in_flight == 0 ? 1 : 0;
 	/* the next token is not there yet */
 	if (is_limited(&allowance))

@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "apps.h"
+#include "breaker.h"
 #include "http.h"
 #include "outbox.h"
 #include "request.h"
@@ -46,8 +47,7 @@ typedef struct Sender
 
 	TimestampTz blocked_until;	/* nothing leaves before */
 	TimestampTz changed_at;		/* when its options last changed */
-	int			failures;		/* in a row */
-	int			openings;		/* pauses for failures, in a row */
+	Breaker		breaker;
 	int			refusals;		/* answers without a body, 4xx, in a row */
 	int			stops;			/* server-stop outcomes in a row */
 	bool		recovering;		/* what kept it back is over; see
