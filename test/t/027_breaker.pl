@@ -68,7 +68,7 @@ sub tried
 #
 # An outage: answers do not come
 #
-rule(1001, kind => 'reset-after', arg => '');
+rule(1001, kind => 'reset-after');
 my $begin = time;
 enqueue('broken', 'broken', 100);
 enqueue('good', 'good', 100);
