@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -20,7 +21,7 @@ my $tim = FakeTIM->new(
 		1600150143 => 'another-key',
 		map { $_ => 'key' } 1001, 1002
 	})->start;
-my $node = start_node('main', max_prepared_transactions => 2);
+my $node = start_node('main');
 my $key_file = PostgreSQL::Test::Utils::tempdir . '/chat.key';
 
 sub sql
@@ -266,6 +267,8 @@ is(status($node, $tried[1])->{state}, 'sent', 'and is sent');
 # A transaction that is left open holds up nothing.
 #
 my $session = $node->background_psql('postgres', on_error_stop => 1);
+my $listener = $node->background_psql('postgres', on_error_stop => 1);
+$listener->query_safe('LISTEN timpush');
 my $seen = -s $node->logfile;
 $session->query_safe("BEGIN; SELECT timpush_pause('wrong')");
 push_id($node, 'refused', server => 'wrong');
@@ -296,20 +299,6 @@ settle($node, where => "server = 'chat'");
 is(seen('during'), 1, 'and resumed');
 is(scalar log_lines($node, qr/lock timeout/),
 	0, 'the worker has waited for no lock');
-
-# Prepared transactions
-$session->query_safe(
-	"BEGIN; SELECT timpush_pause('chat'); PREPARE TRANSACTION 'p'");
-sql("COMMIT PREPARED 'p'");
-worker_has_looked();
-$id = push_id($node, 'prepared', server => 'chat');
-worker_has_looked();
-is(seen('prepared'), 0, 'COMMIT PREPARED pauses');
-$session->query_safe(
-	"BEGIN; SELECT timpush_resume('chat'); PREPARE TRANSACTION 'p'");
-sql("COMMIT PREPARED 'p'");
-settle($node, where => "server = 'chat'");
-is(seen('prepared'), 1, 'and resumes');
 
 #
 # Resuming makes a server be tried at once.
@@ -389,10 +378,37 @@ is_deeply(
 	[
 		('paused', 'resumed') x 2, 'paused',
 		'suspended', 'resumed',
-		('paused', 'resumed') x 3
+		('paused', 'resumed') x 2
 	],
 	'each change is logged once'
 ) or note log_lines($node, qr/server "chat" is/);
+
+# What a listener was told
+my %told;
+foreach my $payload ($listener->query_safe('SELECT 1') =~
+	/notification "timpush" with payload "(.*)" received/g)
+{
+	my $change = decode_json($payload);
+
+	is( join(' ', sort keys %$change),
+		'database error_code server state',
+		'a change is told');
+	push @{ $told{ $change->{server} } },
+	  join ' ', grep { defined } @$change{qw(state error_code)};
+}
+is_deeply(
+	$told{wrong},
+	[
+		'suspended 70009', 'active', 'suspended', 'paused',
+		'active', 'paused', 'active'
+	],
+	'each change of a state is told once');
+is( scalar(
+		grep { $told{chat}[$_] eq $told{chat}[ $_ - 1 ] }
+		  1 .. $#{ $told{chat} }),
+	0,
+	'and no other one');
+$listener->quit;
 is( sql("SELECT count(*) FROM push_request
 		 WHERE next_attempt_at IS NOT NULL AND state <> 'retry'"),
 	0,
