@@ -45,6 +45,7 @@ SELECT server_with($$sdkappid '1', host $$ || quote_literal(v))
 FROM unnest(ARRAY['', 'https://example.com', 'example.com/v4', 'example.com:', 'example.com:0', 'example.com:65536',
                   'example.com:123456', 'example.com:https', 'example.com:-1', 'user@example.com', 'example.com?a=b',
                   'exam ple.com', '.example.com', '-example.com', '::1', '[::1', '[]', '[::1]8443', '[example.com]',
+                  '[:]', '[12345::]', '[1::2::3]', '[::1%25lo]', '[127.0.0.1]', '[' || repeat('0', 60) || ':]',
                   E'example.com\n', 'example.com:443:444', repeat('a', 254)]) v;
 
 -- rates

@@ -14,8 +14,10 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <math.h>
+#include <netinet/in.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -197,8 +199,14 @@ valid_host(const char *value)
 
 	if (value[0] == '[')
 	{
-		hostlen = strspn(value + 1, "0123456789abcdefABCDEF:.") + 1;
-		if (value[hostlen] != ']' || hostlen < 3)
+		char		address[INET6_ADDRSTRLEN];
+		struct in6_addr binary;
+
+		hostlen = strcspn(value, "]");
+		if (value[hostlen] != ']' || hostlen > sizeof(address))
+			return false;
+		strlcpy(address, value + 1, hostlen);
+		if (inet_pton(AF_INET6, address, &binary) != 1)
 			return false;
 		hostlen++;
 	}

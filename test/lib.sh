@@ -434,6 +434,25 @@ copy_tree()
 	} | as_user tar -C "$1" --no-same-owner -xf -
 }
 
+# A library that makes the sanitizers' runtime start first, in a server that
+# preloads both.  Started by a malloc() of libp11-kit's within newlocale(), it
+# looks up a message and thereby spoils the lock that newlocale() holds, and the
+# next user of the lock waits for ever.  The runtime for undefined behaviour
+# starts at its first report, when the server has overwritten its environment
+# for its title, so it gets its options from a function.
+first_library()
+{
+	local file=$1 options=$2
+
+	cat >"$SCRATCH/tmp/first.c" <<-END
+		#include <stdlib.h>
+		__attribute__((constructor)) static void first(void) { free(malloc(1)); }
+		const char *__ubsan_default_options(void) { return "$options"; }
+	END
+	run gcc -shared -fPIC -O0 -fno-builtin -Wl,-z,initfirst \
+		-o "$file" "$SCRATCH/tmp/first.c"
+}
+
 # A throwaway cluster $SCRATCH/NAME on a unix socket of its own; further
 # arguments are lines of postgresql.conf.  Sets PGHOST for what is run next.
 cluster_start()
