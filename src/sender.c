@@ -624,21 +624,18 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	return false;
 }
 
-/*
- * A push expired between claim and departure: back into the journal, where
- * the next claim takes it out of the request.  The server is not to blame.
- */
-static void
-put_back(Sender *sender, Request *request, TimestampTz now)
+/* Unlike judge_unsent(), the server is not to blame. */
+void
+sender_put_back(Sender *sender, Request *request, const char *why)
 {
 	MemoryContext old = MemoryContextSwitchTo(request->context);
-	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, "expired before it could leave", NULL, 0};
+	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
 
-	request->ended_at = now;
+	request->ended_at = GetCurrentTimestamp();
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, now);
+	note_retry(sender, request->ended_at);
 }
 
 bool
@@ -648,7 +645,8 @@ sender_send(Sender *sender, Request *request)
 
 	if (request_any_expired(request, now))
 	{
-		put_back(sender, request, now);
+		/* the next claim takes the push that expired out of the request */
+		sender_put_back(sender, request, "expired before it could leave");
 		return true;
 	}
 	if (limit_wait(sender, now) > 0)

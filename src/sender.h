@@ -88,6 +88,12 @@ extern int	sender_room(Sender *sender, TimestampTz now, TimestampTz *when);
  */
 extern bool sender_send(Sender *sender, Request *request);
 
+/*
+ * A claimed request does not leave after all: judge it so that it goes back
+ * into the journal, to be claimed again.
+ */
+extern void sender_put_back(Sender *sender, Request *request, const char *why);
+
 /* The next kept request that may leave now, or NULL; see sender_send(). */
 extern Request *sender_next_ready(Sender *sender, TimestampTz now);
 
