@@ -761,21 +761,18 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	return false;
 }
 
-/*
- * A request that was claimed may not leave after all: back into the journal,
- * where the next claim finds it.  The server is not to blame.
- */
-static void
-put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
+/* Unlike judge_unsent(), the server is not to blame. */
+void
+sender_put_back(Sender *sender, Request *request, const char *why)
 {
 	MemoryContext old = MemoryContextSwitchTo(request->context);
 	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
 
-	request->ended_at = now;
+	request->ended_at = GetCurrentTimestamp();
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, request, now);
+	note_retry(sender, request, request->ended_at);
 }
 
 bool
@@ -787,15 +784,15 @@ sender_send(Sender *sender, Request *request)
 
 	if (request_any_expired(request, now))
 	{
-		/* the next claim takes the push out of the request */
-		put_back(sender, request, "expired before it could leave", now);
+		/* the next claim takes the push that expired out of the request */
+		sender_put_back(sender, request, "expired before it could leave");
 		return true;
 	}
 	wait = stopped_until(sender) > now ? DT_NOEND :
 		app_take(&sender->app, request->naccounts, now);
 	if (wait > MAX_KEEPING)
 	{
-		put_back(sender, request, KEPT_BACK, now);
+		sender_put_back(sender, request, KEPT_BACK);
 		return true;
 	}
 	if (wait > 0)
@@ -845,7 +842,7 @@ sender_take_back(Sender *sender, const char *why)
 	if (sender->ready == NIL)
 		return NULL;
 	request = pop_ready(sender);
-	put_back(sender, request, why, GetCurrentTimestamp());
+	sender_put_back(sender, request, why);
 	return request;
 }
 

@@ -120,6 +120,12 @@ extern int	sender_request_size(const Sender *sender, TimestampTz now, bool *scar
  */
 extern bool sender_send(Sender *sender, Request *request);
 
+/*
+ * A claimed request does not leave after all: judge it so that it goes back
+ * into the journal, to be claimed again.
+ */
+extern void sender_put_back(Sender *sender, Request *request, const char *why);
+
 /* The next kept request that sender_send() would not keep, or NULL. */
 extern Request *sender_next_ready(Sender *sender, TimestampTz now);
 

@@ -109,7 +109,8 @@ install_as_root()
 {
 	local policy=/usr/sbin/policy-rc.d
 	local dropin=/etc/postgresql-common/createcluster.d/timpush-install.conf
-	local pg=$1 new_nginx=no log dir
+	local pg=$1 log dir service program
+	local -a new_services=()
 	local -a apt=(apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
 
 	shift
@@ -148,7 +149,9 @@ install_as_root()
 		made+=("$dropin")
 		echo "create_main_cluster = false" >"$dropin"
 	fi
-	[[ -e /usr/sbin/nginx ]] || new_nginx=yes
+	for program in /usr/sbin/nginx /usr/bin/etcd /usr/bin/patroni; do
+		[[ -e $program ]] || new_services+=("${program##*/}")
+	done
 
 	if ! "${apt[@]}" -s install --no-install-recommends "$@" >"$log" 2>&1; then
 		echo "  (fetching the lists of packages first)"
@@ -161,10 +164,11 @@ install_as_root()
 			{ tail -n 40 "$log" >&2; exit 1; }
 	fi
 
-	if [[ $new_nginx == yes && -e /etc/init.d/nginx ]]; then
-		update-rc.d nginx disable >/dev/null 2>&1 || true
-		echo "nginx is not started at boot; \"update-rc.d nginx enable\" would change that."
-	fi
+	for service in "${new_services[@]}"; do
+		[[ -e /etc/init.d/$service ]] || continue
+		update-rc.d "$service" disable >/dev/null 2>&1 || true
+		echo "$service is not started at boot; \"update-rc.d $service enable\" would change that."
+	done
 	if [[ " $* " == *" postgresql-$pg "* ]]; then
 		echo "No cluster was created; \"pg_createcluster $pg main --start\" would make one."
 	fi
