@@ -403,7 +403,7 @@ is_deeply(
 	$told{wrong},
 	[
 		'suspended 70009', 'active', 'suspended', 'paused',
-		'active', 'paused', 'active'
+		'active', 'suspended', 'active'
 	],
 	'each change of a state is told once');
 is( scalar(
