@@ -10,7 +10,8 @@
  * server's trouble never touches another's.
  *
  * Crash story: all of this is learned again by a new worker, but for the
- * suspension of a server, which is in push_server.
+ * suspension of a server, which is in push_server, and the limits and pauses
+ * of its app, which are in shared memory; see apps.c.
  *
  *-------------------------------------------------------------------------
  */
