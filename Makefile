@@ -6,6 +6,7 @@
 MODULE_big = timpush
 OBJS = \
 	src/apps.o \
+	src/breaker.o \
 	src/compose.o \
 	src/enqueue.o \
 	src/front.o \
@@ -44,6 +45,16 @@ REGRESS_OPTS = --inputdir=. --outputdir=.
 
 SHLIB_LINK = -lcurl -lcrypto
 
+# test/fuzz/run builds with FUZZ=1: libFuzzer and its targets are in the library
+# then, to run inside a backend.  The hooks of the instrumentation are to be
+# libFuzzer's, not the empty ones of the sanitizers' runtime, which is loaded
+# first; hence -Bsymbolic.
+ifdef FUZZ
+OBJS += $(patsubst %.c,%.o,$(wildcard test/fuzz/*.c))
+SHLIB_LINK += -Wl,-Bsymbolic -lstdc++ -lm \
+	$(shell $(CC) -print-file-name=libclang_rt.fuzzer_no_main-$(shell uname -m).a)
+endif
+
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -60,3 +71,9 @@ endif
 
 # Any header may matter to any file; there are few of both.
 $(OBJS): $(wildcard src/*.h)
+
+ifdef FUZZ
+override CFLAGS += -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+$(filter src/%,$(OBJS)): override CFLAGS += -fsanitize=fuzzer-no-link
+$(filter test/%,$(OBJS)): override CPPFLAGS += -Isrc
+endif

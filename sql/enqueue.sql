@@ -131,6 +131,15 @@ FROM unnest(ARRAY['{}', '{"OfflinePushInfo": {}}', '{"OfflinePushInfo": {"Ext": 
                   '{"OfflinePushInfo": {"Ext": []}}', '{"OfflinePushInfo": {"Ext": 1}}', '{"OfflinePushInfo": {"Ext": null}}']) v;
 SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', extra => '{"a": "\u0000"}')$$);
 SELECT refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', extra => '{"a": ')$$);
+-- its size is that of its text
+SELECT split_part(refused(format($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', extra => %s)$$, v)), E'\n', 1) || E'\n  <' || left(v, 50) || '>'
+FROM unnest(ARRAY[$$'{"a": 1e400, "b": 1234567890123456789012345678901234567890}'$$, $$'{"a": 1e131071}'$$, $$'{"a": [-1e-16383, {"b": 1e50000}]}'$$,
+                  $$'{"a": 1e131072}'$$, $$'{"OfflinePushInfo": {"Ext": {"a": [1e40000, 1e40000]}}}'$$,
+                  $$jsonb_build_object('a', repeat('x', 65500))$$, $$jsonb_build_object('a', repeat('x', 65600))$$,
+                  $$jsonb_build_object('a', array_fill(1e100, ARRAY[500]))$$, $$jsonb_build_object('a', array_fill(1e100, ARRAY[700]))$$,
+                  $$('{"a": ' || repeat('[', 5000) || repeat(']', 5000) || '}')::jsonb$$,
+                  $$('{"a": ' || repeat('[', 9000) || repeat(']', 9000) || '}')::jsonb$$,
+                  $$('{"a": ' || repeat('[', 100000) || repeat(']', 100000) || '}')::jsonb$$]) v;
 
 -- the same content has the same key
 BEGIN;

@@ -45,14 +45,16 @@ SELECT server_with($$sdkappid '1', host $$ || quote_literal(v))
 FROM unnest(ARRAY['', 'https://example.com', 'example.com/v4', 'example.com:', 'example.com:0', 'example.com:65536',
                   'example.com:123456', 'example.com:https', 'example.com:-1', 'user@example.com', 'example.com?a=b',
                   'exam ple.com', '.example.com', '-example.com', '::1', '[::1', '[]', '[::1]8443', '[example.com]',
+                  '[:]', '[12345::]', '[1::2::3]', '[::1%25lo]', '[127.0.0.1]', '[' || repeat('0', 60) || ':]',
                   E'example.com\n', 'example.com:443:444', repeat('a', 254)]) v;
 
 -- rates
 SELECT server_with($$sdkappid '1', region 'china', requests_per_second $$ || quote_literal(v)) || ' <' || v || '>',
        server_with($$sdkappid '1', region 'china', accounts_per_second $$ || quote_literal(v))
-FROM unnest(ARRAY['0', '10', '0.5', '1e3', '1000000']) v;
+FROM unnest(ARRAY['0', '10', '0.5', '1e3', '1000000', '0.0001', '1e-4', '.5', '5.', '0e0', '-0']) v;
 SELECT server_with($$sdkappid '1', region 'china', requests_per_second $$ || quote_literal(v))
-FROM unnest(ARRAY['', '-1', '1000000.1', '1e400', 'inf', 'nan', '10/s', ' 10', '0x10', 'many']) v;
+FROM unnest(ARRAY['', '-1', '1000000.1', '1e308', '1e400', '0.00009', '1e-300', '1e-400', '-1e-300', 'inf', 'Infinity', 'nan', 'NaN',
+                  '10/s', ' 10', '10 ', '1 0', '0,5', '1e', '1.2.3', '--1', '0x10', 'many', repeat('9', 400)]) v;
 SELECT server_with($$sdkappid '1', region 'china', accounts_per_second '-0.1'$$);
 
 -- counts

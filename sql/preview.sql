@@ -29,6 +29,17 @@ SELECT preview_of('{u1}', 'Hello', NULL, NULL, '{"Ext": {"a": 1}, "OfflinePushIn
 SELECT (preview_of('{u1}', 'Hello', NULL, NULL, '{"OfflinePushInfo": {"Ext": {"b": {"c": "\"\\"}, "a": 1}}}')::jsonb
   #>> '{0,OfflinePushInfo,Ext}')::jsonb;
 
+-- a field that "extra" has twice is the last one; a number keeps its digits
+SELECT preview_of('{u1}', 'Hello', NULL, NULL, '{"A": 1, "A": [1e40, -0.0, 1.50, 12345678901234567890123456789012345678901234567890, 1e-10],
+  "OfflinePushInfo": {"Ext": "first"}, "OfflinePushInfo": {"Ext": {"b": 1, "b": "last"}}}');
+-- a row that came by replication was not checked here
+SET LOCAL session_replication_role = replica;
+INSERT INTO push_outbox (server, from_account, to_accounts, title, extra, content_key, send_at, on_unknown, enqueued_by, created_at, accounts)
+  SELECT 'chat', 'boss', '{u1}', 'Hello', v, 1, now(), 'retry', current_user, now(), 1
+  FROM unnest('{"{\"OfflinePushInfo\": 1}","{\"OfflinePushInfo\": [2]}","{\"OfflinePushInfo\": {\"Ext\": 3}}","{\"OfflinePushInfo\": {\"Ext\": [4]}}","[5]"}'::jsonb[]) v;
+SET LOCAL session_replication_role = origin;
+SELECT timpush_preview(id) FROM push_outbox WHERE content_key = 1 ORDER BY id;
+
 -- what JSON has to escape, and what is not ASCII
 SELECT preview_of(ARRAY['"u1"', 'back\slash', E'tab\there', '{u}'], E'line\nend', '</script> & "quoted"');
 SELECT preview_of('{客户,Ünï}', '你好', '😀 Grüße', 'é', '{"OfflinePushInfo": {"Ext": {"页": "订单/1"}}}');

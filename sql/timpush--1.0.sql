@@ -258,6 +258,21 @@ COMMENT ON COLUMN push_server.error_code IS 'ErrorCode behind the reason';
 COMMENT ON COLUMN push_server.since IS 'when the state or reason last changed';
 COMMENT ON COLUMN push_server.next_probe_at IS 'when a suspended server is tried again';
 
+-- Each change of a state is told to who listens.
+CREATE FUNCTION timpush_server_notify()
+RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+REVOKE ALL ON FUNCTION timpush_server_notify() FROM PUBLIC;
+COMMENT ON FUNCTION timpush_server_notify() IS
+  'tells of a server''s new state on the channel "timpush"';
+
+CREATE TRIGGER push_server_notify
+  AFTER INSERT OR UPDATE ON push_server
+  FOR EACH ROW EXECUTE FUNCTION timpush_server_notify();
+COMMENT ON TRIGGER push_server_notify ON push_server IS
+  'tells of a server''s new state on the channel "timpush"';
+
 -- what the worker remembers of a server and nobody else needs
 CREATE TABLE push_server_key (
   server          name PRIMARY KEY,

@@ -35,6 +35,7 @@ typedef struct AppServer
 	uint64		version;		/* of its options */
 	Rates		set;
 	TimestampTz worked;			/* it last had a good answer about then */
+	TimestampTz state_since;	/* of its row in push_server; 0: not known */
 } AppServer;
 
 typedef struct App
@@ -170,7 +171,7 @@ leave(AppServer *server)
 	find_lowest(sdkappid);
 }
 
-/* What the app paused for may be over. */
+/* The options of a server have changed: what the app paused for may be over. */
 static void
 end_pause(App *app)
 {
@@ -321,15 +322,21 @@ app_throttled(AppUser *user, int64 pause, TimestampTz now)
 }
 
 void
-app_resume(AppUser *user)
+app_state_of(AppUser *user, TimestampTz since, bool changed_by_us)
 {
 	App		   *app;
+	AppServer  *server;
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	app = app_of(user);
 	if (app != NULL)
-		end_pause(app);
-	else
+	{
+		server = &state->servers[user->slot];
+		if (!changed_by_us && server->state_since != since && server->state_since != 0)
+			end_pause(app);
+		server->state_since = since;
+	}
+	else if (!changed_by_us)
 		throttle_resume(&user->own.throttle);
 	LWLockRelease(lock);
 }

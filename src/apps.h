@@ -70,8 +70,12 @@ extern int64 app_take(AppUser *user, int accounts, TimestampTz now);
 /* A throttle answer asks for a pause of so many microseconds. */
 extern void app_throttled(AppUser *user, int64 pause, TimestampTz now);
 
-/* End such a pause: somebody wants the app to be tried at once. */
-extern void app_resume(AppUser *user);
+/*
+ * The server's row in push_server is of that time.  If somebody else has
+ * changed it since anybody last said so, the server was resumed: what the app
+ * pauses for shall be tried again now.
+ */
+extern void app_state_of(AppUser *user, TimestampTz since, bool changed_by_us);
 
 /* A call of the server has got a good answer. */
 extern void app_worked(AppUser *user, TimestampTz now);

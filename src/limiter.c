@@ -28,12 +28,12 @@
 #define WAIT_MAX_US			1e15
 
 /*
- * The share of a unit by which a late caller may catch up.  Below one, so
- * that two units which follow each other closely are the most that ever
- * happens: k units span more than (k - 1 - LATE_SHARE) intervals, hence a
- * second holds at most rate + 1 of them.
+ * The share of a unit by which a late caller may catch up.  k units then span
+ * more than (k - 1 - LATE_SHARE) intervals, hence a second holds at most
+ * rate + 1 of them; and it does so too where they arrive, if the time on the
+ * way varies by less than the rest of an interval.
  */
-#define LATE_SHARE			0.9
+#define LATE_SHARE			0.5
 
 /*
  * A take of many units may catch up by more than one of them, but by no more

@@ -29,7 +29,7 @@ typedef struct Bucket
 /*
  * Microseconds until the next units may leave under "rate"; 0 if they may
  * now.  A bucket that was idle owes nothing; one whose caller comes late may
- * catch up by less than one unit, so that no window of one second ever sees
+ * catch up by half a unit, so that no window of one second ever sees
  * more than rate + 1 units leave (units being taken one at a time, the rate
  * rounded up if it is no whole number), and the mean rate is kept although
  * wake-ups are late.  A take of several units waits until the first is due

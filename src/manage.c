@@ -18,6 +18,9 @@
 #include "access/htup_details.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "commands/dbcommands.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -27,8 +30,10 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -45,6 +50,7 @@ PG_FUNCTION_INFO_V1(timpush_cancel);
 PG_FUNCTION_INFO_V1(timpush_retry);
 PG_FUNCTION_INFO_V1(timpush_pause);
 PG_FUNCTION_INFO_V1(timpush_resume);
+PG_FUNCTION_INFO_V1(timpush_server_notify);
 
 /* Accounts of a large push that are moved at a time, for memory's sake. */
 #define CANCEL_STEP	50000
@@ -522,4 +528,82 @@ timpush_resume(PG_FUNCTION_ARGS)
 				  " next_probe_at = NULL, since = clock_timestamp() "
 				  "WHERE server = $1", 1);
 	PG_RETURN_VOID();
+}
+
+/* ------------------------------------------------------------------------
+ * Telling of changes
+ * ------------------------------------------------------------------------
+ */
+
+/* A column of push_server as text, NULL for null. */
+static char *
+server_column(const TriggerData *trigdata, HeapTuple row, const char *name)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	int			number = SPI_fnumber(desc, name);
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("relation \"%s\" has no column \"%s\"",
+						RelationGetRelationName(trigdata->tg_relation), name)));
+	return SPI_getvalue(row, desc, number);
+}
+
+/* Is the state another one, or is a server suspended for another reason? */
+static bool
+state_changed(const TriggerData *trigdata, const char *state, const char *error_code)
+{
+	char	   *old_state;
+	char	   *old_code;
+
+	if (!TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+		return strcmp(state, "active") != 0;
+	old_state = server_column(trigdata, trigdata->tg_trigtuple, "state");
+	old_code = server_column(trigdata, trigdata->tg_trigtuple, "error_code");
+	if (strcmp(state, old_state) != 0)
+		return true;
+	return strcmp(state, "suspended") == 0 &&
+		strcmp(error_code != NULL ? error_code : "", old_code != NULL ? old_code : "") != 0;
+}
+
+/*
+ * timpush_server_notify() returns trigger
+ *
+ * Row trigger of push_server: a change of a server's state is told on the
+ * channel "timpush" as {"database", "server", "state", "error_code"}.
+ */
+Datum
+timpush_server_notify(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	HeapTuple	row;
+	char	   *state;
+	char	   *error_code;
+	StringInfoData payload;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as a trigger",
+						"timpush_server_notify")));
+	row = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
+		trigdata->tg_newtuple : trigdata->tg_trigtuple;
+	state = server_column(trigdata, row, "state");
+	error_code = server_column(trigdata, row, "error_code");
+	if (state == NULL || !state_changed(trigdata, state, error_code))
+		return PointerGetDatum(NULL);
+
+	initStringInfo(&payload);
+	appendStringInfoString(&payload, "{\"database\": ");
+	escape_json(&payload, get_database_name(MyDatabaseId));
+	appendStringInfoString(&payload, ", \"server\": ");
+	escape_json(&payload, server_column(trigdata, row, "server"));
+	appendStringInfoString(&payload, ", \"state\": ");
+	escape_json(&payload, state);
+	appendStringInfo(&payload, ", \"error_code\": %s}",
+					 error_code != NULL ? error_code : "null");
+	Async_Notify("timpush", payload.data);
+	return PointerGetDatum(NULL);
 }

@@ -15,6 +15,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 #include "push.h"
 
@@ -264,6 +265,33 @@ check_extra(Jsonb *extra)
 		field.type == jbvString && field.val.string.len > 0;
 }
 
+/*
+ * Bytes of numbers in the text of "extra", counted up to where they are too
+ * many: 1e131071 takes ten bytes as jsonb, and as many as its digits in a body.
+ */
+static size_t
+digits_of(Jsonb *extra)
+{
+	JsonbIterator *it = JsonbIteratorInit(&extra->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	size_t		digits = 0;
+
+	while (digits <= PUSH_MAX_CONTENT &&
+		   (token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		char	   *number;
+
+		if ((token != WJB_ELEM && token != WJB_VALUE) || value.type != jbvNumeric)
+			continue;
+		number = DatumGetCString(DirectFunctionCall1(numeric_out,
+													 NumericGetDatum(value.val.numeric)));
+		digits += strlen(number);
+		pfree(number);
+	}
+	return digits;
+}
+
 /* What no service would take must not get into the worker's way either. */
 static void
 check_size(const PushFields *push)
@@ -272,7 +300,7 @@ check_size(const PushFields *push)
 	text_span(push->data_id).len;
 
 	if (push->extra != NULL)
-		size += VARSIZE_ANY_EXHDR(push->extra);
+		size += VARSIZE_ANY_EXHDR(push->extra) + digits_of(push->extra);
 	if (size > PUSH_MAX_CONTENT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

@@ -56,7 +56,10 @@ key_is(const JsonbValue *key, const char *name)
 		memcmp(key->val.string.val, name, key->val.string.len) == 0;
 }
 
-/* Ext goes as a string that holds JSON; some vendors fail otherwise (77715). */
+/*
+ * Ext goes as a string that holds JSON; some vendors fail otherwise (77715).
+ * Rows that came by replication were not checked here, so it may be anything.
+ */
 static void
 push_ext(JsonbParseState **state, JsonbValue *ext)
 {
@@ -64,7 +67,8 @@ push_ext(JsonbParseState **state, JsonbValue *ext)
 
 	if (ext->type != jbvBinary)
 	{
-		push_string(state, "Ext", ext->val.string.val, ext->val.string.len);
+		push_key(state, "Ext", strlen("Ext"));
+		(void) pushJsonbValue(state, WJB_VALUE, ext);
 		return;
 	}
 	initStringInfo(&text);
@@ -118,7 +122,8 @@ push_extra(JsonbParseState **state, Jsonb *extra)
 	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
 	{
 		(void) JsonbIteratorNext(&it, &value, true);
-		if (key_is(&key, "OfflinePushInfo"))
+		if (key_is(&key, "OfflinePushInfo") && value.type == jbvBinary &&
+			JsonContainerIsObject(value.val.binary.data))
 		{
 			info = value.val.binary.data;
 			continue;

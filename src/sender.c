@@ -10,7 +10,8 @@
  * server's trouble never touches another's.
  *
  * Crash story: all of this is learned again by a new worker, but for the
- * suspension of a server, which is in push_server.
+ * suspension of a server, which is in push_server, and the limits and pauses
+ * of its app, which are in shared memory; see apps.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,11 +27,6 @@
 #include "timpush.h"
 
 #define SECONDS(n)	((int64) (n) * USECS_PER_SEC)
-
-/* The breaker: after so many failures in a row, a pause that doubles. */
-#define FAILURES_TO_OPEN	5
-#define FIRST_OPEN			SECONDS(5)
-#define MAX_OPEN			SECONDS(120)
 
 /* A suspended server is tried after this, doubling. */
 #define FIRST_PROBE			SECONDS(60)
@@ -50,6 +46,7 @@
  * and else goes back into the journal.
  */
 #define MAX_KEEPING			SECONDS(5)
+#define KEPT_BACK			"was claimed, but may not leave yet"
 
 /*
  * With requests in flight and little room, a claim waits this long for more
@@ -181,6 +178,15 @@ wipe_options(ServerOptions *options)
 		explicit_bzero(options->usersig, strlen(options->usersig));
 }
 
+/* All that was learned of the server's health is out of date. */
+static void
+forget_health(Sender *sender)
+{
+	memset(&sender->breaker, 0, sizeof(sender->breaker));
+	sender->blocked_until = 0;
+	sender->stops = sender->refusals = 0;
+}
+
 void
 sender_refresh(Sender *sender)
 {
@@ -203,8 +209,7 @@ sender_refresh(Sender *sender)
 	{
 		/* whatever was wrong may be right now */
 		sender->changed_at = GetCurrentTimestamp();
-		sender->blocked_until = 0;
-		sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+		forget_health(sender);
 		sender->retry_due = 0;
 	}
 	sender->push_due = 0;
@@ -294,11 +299,8 @@ forget_trouble(Sender *sender, bool was_paused)
 	keep_problem(sender, NULL, 0, false);
 	sender->problem_changed = false;
 	sender->recovering = true;
-	sender->blocked_until = 0;
-	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	forget_health(sender);
 	forget_usersig(sender);
-	if (!sender->state.paused)
-		app_resume(&sender->app);
 	if (sender->state.paused != was_paused)
 		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
 							 was_paused ? "resumed" : "paused")));
@@ -313,6 +315,8 @@ sender_load_state(Sender *sender)
 
 	if (!outbox_server_state(sender->options, &sender->state))
 		return false;
+	if (sender->state.since != known)
+		app_state_of(&sender->app, sender->state.since, false);
 	if (first)
 		adopt_state(sender);
 	else if (sender->state.since != known)
@@ -343,6 +347,7 @@ sender_problem_noted(Sender *sender)
 	if (!sender->problem_changed || sender->noted == 0)
 		return;
 	sender->state.since = sender->noted;
+	app_state_of(&sender->app, sender->noted, true);
 	sender->problem_changed = false;
 }
 
@@ -355,35 +360,34 @@ doubling(int64 first, int64 most, int n)
 }
 
 static void
-note_success(Sender *sender, TimestampTz now)
+note_success(Sender *sender, TimestampTz sent_at, TimestampTz now)
 {
-	if (sender->failures > 0 || sender->suspended)
-		sender->blocked_until = 0;
-	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+	bool		kept_back = breaker_is_open(&sender->breaker) || sender->suspended;
+
+	(void) breaker_note(&sender->breaker, false, sent_at, now);
+	app_worked(&sender->app, now);
+	/* it left before the trouble began */
+	if (breaker_is_open(&sender->breaker))
+		return;
+	if (kept_back)
 		sender->recovering = true;
-	sender->failures = sender->openings = sender->stops = sender->refusals = 0;
+	sender->blocked_until = 0;
+	sender->stops = sender->refusals = 0;
 	sender->renewed_serial = 0;
 	set_problem(sender, NULL, 0, false);
-	app_worked(&sender->app, now);
 }
 
 /* A failure of the peer or of the way to it. */
 static void
-note_failure(Sender *sender, const Outcome *outcome, TimestampTz now)
+note_failure(Sender *sender, const Outcome *outcome, TimestampTz sent_at, TimestampTz now)
 {
-	int64		pause;
-
-	sender->failures++;
-	/* requests that were in flight together tell the same once */
-	if (sender->blocked_until > now)
-		return;
-	if (sender->failures >= FAILURES_TO_OPEN)
-		pause = doubling(FIRST_OPEN, MAX_OPEN, sender->openings++);
-	else if (outcome->class == OUTCOME_NOT_SENT)
-		pause = policy_backoff(sender->failures - 1, 0.5 + random_fraction() / 2);
+	if (breaker_note(&sender->breaker, true, sent_at, now))
+		sender->blocked_until = sender->breaker.open_until;
+	else if (outcome->class == OUTCOME_NOT_SENT && sender->blocked_until <= now)
+		sender->blocked_until = now + policy_backoff(sender->breaker.in_row - 1,
+													 0.5 + random_fraction() / 2);
 	else
 		return;
-	sender->blocked_until = now + pause;
 	set_problem(sender, outcome->error_info, outcome->error_code, false);
 }
 
@@ -414,8 +418,12 @@ note_outcome(Sender *sender, const Request *request)
 	const Step *step = &request->step;
 	TimestampTz now = request->ended_at;
 
-	/* what was refused under other options says nothing of these */
-	if ((step->throttled || step->server_stops) && request->sent_at < sender->changed_at)
+	bool		failed = outcome->class == OUTCOME_NOT_SENT ||
+	outcome->class == OUTCOME_TRANSIENT || outcome->class == OUTCOME_UNKNOWN;
+
+	/* what went wrong under other options says nothing of these */
+	if ((step->throttled || step->server_stops || failed) &&
+		request->sent_at < sender->changed_at)
 		return;
 	if (step->throttled)
 		app_throttled(&sender->app, step->delay, now);
@@ -423,11 +431,10 @@ note_outcome(Sender *sender, const Request *request)
 		renew_usersig(sender, request->usersig_serial);
 	else if (step->server_stops)
 		note_stop(sender, outcome, now);
-	else if (outcome->class == OUTCOME_NOT_SENT || outcome->class == OUTCOME_TRANSIENT ||
-			 outcome->class == OUTCOME_UNKNOWN)
-		note_failure(sender, outcome, now);
+	else if (failed)
+		note_failure(sender, outcome, request->sent_at, now);
 	else
-		note_success(sender, now);
+		note_success(sender, request->sent_at, now);
 }
 
 /* ------------------------------------------------------------------------
@@ -576,6 +583,8 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 	}
 	if (sender->ready != NIL)
 		return 0;				/* sender_next_ready() goes first */
+	if (sender_must_look(sender))
+		return 1;
 	app_ask(&sender->app, now, &allowance);
 	bound = in_flight_bound(sender, &allowance);
 	room = bound - sender->in_flight;
@@ -592,15 +601,13 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 		*when = Min(*when, sender->last_claim + CLAIM_PAUSE);
 		return 0;
 	}
-	if (sender_must_look(sender))
-		return 1;
 	if (!ensure_usersig(sender, now))
 	{
 		*when = Min(*when, sender->blocked_until);
 		return 0;
 	}
 	/* a probe goes alone */
-	if (sender->failures >= FAILURES_TO_OPEN || sender->suspended)
+	if (breaker_is_open(&sender->breaker) || sender->suspended)
 		return sender->in_flight == 0 ? 1 : 0;
 	/* the next token is not there yet */
 	if (is_limited(&allowance))
@@ -755,55 +762,40 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	return false;
 }
 
-/*
- * A request that was claimed may not leave after all: back into the journal,
- * where the next claim finds it.  The server is not to blame.
- */
-static void
-put_back(Sender *sender, Request *request, const char *why, TimestampTz now)
+/* Unlike judge_unsent(), the server is not to blame. */
+void
+sender_put_back(Sender *sender, Request *request, const char *why)
 {
 	MemoryContext old = MemoryContextSwitchTo(request->context);
 	Transfer	transfer = {TRANSFER_NOT_SENT, 0, -1, why, NULL, 0};
 
-	request->ended_at = now;
+	request->ended_at = GetCurrentTimestamp();
 	response_outcome(&transfer, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
-	note_retry(sender, request, now);
-}
-
-/* How long a claimed request would have to be kept; DT_NOEND: for too long. */
-static int64
-keeping_time(const Sender *sender, TimestampTz now)
-{
-	Allowance	allowance;
-
-	if (stopped_until(sender) > now)
-		return DT_NOEND;
-	app_ask(&sender->app, now, &allowance);
-	return allowance.wait > MAX_KEEPING ? DT_NOEND : allowance.wait;
+	note_retry(sender, request, request->ended_at);
 }
 
 bool
 sender_send(Sender *sender, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		wait = keeping_time(sender, now);
+	int64		wait;
 	MemoryContext old;
 
 	if (request_any_expired(request, now))
 	{
-		/* the next claim takes the push out of the request */
-		put_back(sender, request, "expired before it could leave", now);
+		/* the next claim takes the push that expired out of the request */
+		sender_put_back(sender, request, "expired before it could leave");
 		return true;
 	}
-	if (wait == DT_NOEND)
+	wait = stopped_until(sender) > now ? DT_NOEND :
+		app_take(&sender->app, request->naccounts, now);
+	if (wait > MAX_KEEPING)
 	{
-		put_back(sender, request, "was not allowed to leave", now);
+		sender_put_back(sender, request, KEPT_BACK);
 		return true;
 	}
-	if (wait == 0)
-		wait = app_take(&sender->app, request->naccounts, now);
 	if (wait > 0)
 	{
 		old = MemoryContextSwitchTo(MemoryContextGetParent(sender->context));
@@ -817,11 +809,15 @@ sender_send(Sender *sender, Request *request)
 TimestampTz
 sender_ready_due(const Sender *sender, TimestampTz now)
 {
-	int64		wait = sender->ready != NIL ? keeping_time(sender, now) : 0;
+	Allowance	allowance;
 
 	if (sender->ready == NIL)
 		return DT_NOEND;
-	return wait == DT_NOEND ? now : now + wait;
+	app_ask(&sender->app, now, &allowance);
+	/* what would have to be kept for too long goes back at once */
+	if (stopped_until(sender) > now || allowance.wait > MAX_KEEPING)
+		return now;
+	return now + allowance.wait;
 }
 
 static Request *
@@ -847,7 +843,7 @@ sender_take_back(Sender *sender, const char *why)
 	if (sender->ready == NIL)
 		return NULL;
 	request = pop_ready(sender);
-	put_back(sender, request, why, GetCurrentTimestamp());
+	sender_put_back(sender, request, why);
 	return request;
 }
 
@@ -887,8 +883,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */
-	if (request->step.throttled &&
-		!request_all_expired(request, request->ended_at + request->step.delay))
+	if (request->step.throttled)
 		request->step.delay = 0;
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->outcome.nerrors > 0)

@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "apps.h"
+#include "breaker.h"
 #include "http.h"
 #include "outbox.h"
 #include "request.h"
@@ -46,8 +47,7 @@ typedef struct Sender
 
 	TimestampTz blocked_until;	/* nothing leaves before */
 	TimestampTz changed_at;		/* when its options last changed */
-	int			failures;		/* in a row */
-	int			openings;		/* pauses for failures, in a row */
+	Breaker		breaker;
 	int			refusals;		/* answers without a body, 4xx, in a row */
 	int			stops;			/* server-stop outcomes in a row */
 	bool		recovering;		/* what kept it back is over; see
@@ -119,6 +119,12 @@ extern int	sender_request_size(const Sender *sender, TimestampTz now, bool *scar
  * that cannot leave at all, or not soon, is judged: true.
  */
 extern bool sender_send(Sender *sender, Request *request);
+
+/*
+ * A claimed request does not leave after all: judge it so that it goes back
+ * into the journal, to be claimed again.
+ */
+extern void sender_put_back(Sender *sender, Request *request, const char *why);
 
 /* The next kept request that sender_send() would not keep, or NULL. */
 extern Request *sender_next_ready(Sender *sender, TimestampTz now);

@@ -14,8 +14,10 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <math.h>
+#include <netinet/in.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -48,6 +50,10 @@
 #define MIN_REQUEST_TIMEOUT		3001
 #define MAX_TIMEOUT				3600000
 #define MAX_RATE				1000000.0
+
+/* One in nearly three hours; what is less was meant to be something else. */
+#define MIN_RATE				0.0001
+
 #define MAX_KEY_FILE_SIZE		4096
 
 PG_FUNCTION_INFO_V1(timpush_fdw_validator);
@@ -56,7 +62,7 @@ typedef enum OptionKind
 {
 	OPTION_TEXT,				/* any text that is not empty */
 	OPTION_INTEGER,				/* min..max */
-	OPTION_RATE,				/* 0 or a number up to MAX_RATE */
+	OPTION_RATE,				/* 0, or MIN_RATE..MAX_RATE */
 	OPTION_DURATION_MS,			/* min..max, with PostgreSQL's units */
 	OPTION_DURATION_S,			/* the same, a bare number being seconds */
 	OPTION_REGION,				/* one of the table below */
@@ -82,9 +88,9 @@ static const OptionSpec option_specs[] = {
 	{"host", ForeignServerRelationId, OPTION_HOST, false, 0, 0,
 	"Give a host name and optionally a port, such as \"gateway.example.com:8443\", without a scheme or path."},
 	{"requests_per_second", ForeignServerRelationId, OPTION_RATE, false, 0, 0,
-	"Give a number from 0 (no limit) to 1000000."},
+	"Give 0 for no limit, or a number from 0.0001 to 1000000."},
 	{"accounts_per_second", ForeignServerRelationId, OPTION_RATE, false, 0, 0,
-	"Give a number from 0 (no limit) to 1000000."},
+	"Give 0 for no limit, or a number from 0.0001 to 1000000."},
 	{"accounts_per_request", ForeignServerRelationId, OPTION_INTEGER, false, 1, 500,
 	"Give a number from 1 to 500; the API takes no more accounts in a call."},
 	{"max_in_flight", ForeignServerRelationId, OPTION_INTEGER, false, 1, 1000,
@@ -193,8 +199,14 @@ valid_host(const char *value)
 
 	if (value[0] == '[')
 	{
-		hostlen = strspn(value + 1, "0123456789abcdefABCDEF:.") + 1;
-		if (value[hostlen] != ']' || hostlen < 3)
+		char		address[INET6_ADDRSTRLEN];
+		struct in6_addr binary;
+
+		hostlen = strcspn(value, "]");
+		if (value[hostlen] != ']' || hostlen > sizeof(address))
+			return false;
+		strlcpy(address, value + 1, hostlen);
+		if (inet_pton(AF_INET6, address, &binary) != 1)
 			return false;
 		hostlen++;
 	}
@@ -255,7 +267,7 @@ parse_rate(const char *value, double *result)
 	errno = 0;
 	*result = strtod(value, &end);
 	return errno == 0 && *end == '\0' && isfinite(*result) &&
-		*result >= 0 && *result <= MAX_RATE;
+		(*result == 0 || (*result >= MIN_RATE && *result <= MAX_RATE));
 }
 
 static bool

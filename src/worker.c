@@ -66,6 +66,9 @@
 
 PGDLLEXPORT void timpush_worker_main(Datum arg);
 
+/* A cancel may have ended a commit's wait for a synchronous standby. */
+static volatile sig_atomic_t cancel_seen = false;
+
 static MemoryContext worker_context;
 static MemoryContext cycle_context;
 static MemoryContext claim_context; /* requests of an uncommitted claim */
@@ -473,7 +476,9 @@ note_problems(TimestampTz now)
 static bool
 retries_expire(const Sender *sender, TimestampTz now)
 {
-	return sender->retry_expiry <= now && sender_due(sender) > now;
+	bool		ignored = false;
+
+	return sender->retry_expiry <= now && sender_leaves(sender, now, &ignored) > now;
 }
 
 static void
@@ -542,12 +547,25 @@ forget_request(Request *request)
 	MemoryContextDelete(request->context);
 }
 
+/*
+ * Is the claim that has just been committed as safe as it was to be?  A
+ * request to end, a cancel and the death of the postmaster also end the wait
+ * for a synchronous standby.  If the standby takes over, it still has the
+ * pushes, and would send them again and not know that.
+ */
+static bool
+claim_is_safe(void)
+{
+	return !ProcDiePending && !cancel_seen;
+}
+
 /* The transaction is committed: forget what it recorded, send what it claimed. */
 static void
 after_commit(void)
 {
 	List	   *to_send = claimed;
 	bool		recorded = unrecorded != NIL;
+	bool		safe = claim_is_safe();
 	ListCell   *cell;
 
 	/* the commit has left us in a context that nobody resets */
@@ -568,6 +586,7 @@ after_commit(void)
 	foreach(cell, to_send)
 	{
 		Request    *request = lfirst(cell);
+		Sender	   *sender = find_sender(request->serverid);
 
 		MemoryContextSetParent(request->context, worker_context);
 		/* those that go again are found by their time, whatever their ids */
@@ -577,7 +596,9 @@ after_commit(void)
 			request->listed = true;
 			last_claimed = request->id;
 		}
-		if (sender_send(find_sender(request->serverid), request))
+		if (!safe)
+			sender_put_back(sender, request, "not sent, because its claim was interrupted");
+		if (!safe || sender_send(sender, request))
 			add_unrecorded(request);
 	}
 	list_free(to_send);
@@ -876,6 +897,14 @@ insist_on_durability(void)
 		override("synchronous_commit", "local");
 }
 
+/* As in any session, but we remember it. */
+static void
+handle_cancel(SIGNAL_ARGS)
+{
+	cancel_seen = true;
+	StatementCancelHandler(postgres_signal_arg);
+}
+
 static void
 handle_signals(void)
 {
@@ -886,6 +915,7 @@ handle_signals(void)
 	if (shared_worker_evicted())
 		leave_for_ddl();
 	/* there is no statement to cancel outside of a cycle */
+	cancel_seen = false;
 	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
@@ -1038,6 +1068,7 @@ timpush_worker_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, handle_cancel);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(dbid, InvalidOid, 0);
 

@@ -109,7 +109,8 @@ install_as_root()
 {
 	local policy=/usr/sbin/policy-rc.d
 	local dropin=/etc/postgresql-common/createcluster.d/timpush-install.conf
-	local pg=$1 new_nginx=no log dir
+	local pg=$1 log dir service program
+	local -a new_services=()
 	local -a apt=(apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
 
 	shift
@@ -148,7 +149,9 @@ install_as_root()
 		made+=("$dropin")
 		echo "create_main_cluster = false" >"$dropin"
 	fi
-	[[ -e /usr/sbin/nginx ]] || new_nginx=yes
+	for program in /usr/sbin/nginx /usr/bin/etcd /usr/bin/patroni; do
+		[[ -e $program ]] || new_services+=("${program##*/}")
+	done
 
 	if ! "${apt[@]}" -s install --no-install-recommends "$@" >"$log" 2>&1; then
 		echo "  (fetching the lists of packages first)"
@@ -161,10 +164,11 @@ install_as_root()
 			{ tail -n 40 "$log" >&2; exit 1; }
 	fi
 
-	if [[ $new_nginx == yes && -e /etc/init.d/nginx ]]; then
-		update-rc.d nginx disable >/dev/null 2>&1 || true
-		echo "nginx is not started at boot; \"update-rc.d nginx enable\" would change that."
-	fi
+	for service in "${new_services[@]}"; do
+		[[ -e /etc/init.d/$service ]] || continue
+		update-rc.d "$service" disable >/dev/null 2>&1 || true
+		echo "$service is not started at boot; \"update-rc.d $service enable\" would change that."
+	done
 	if [[ " $* " == *" postgresql-$pg "* ]]; then
 		echo "No cluster was created; \"pg_createcluster $pg main --start\" would make one."
 	fi
@@ -432,6 +436,25 @@ copy_tree()
 			--exclude='*.bc' --exclude=node_modules --exclude=./results \
 			--exclude=tmp_check -cf - . || [[ $? -eq 1 ]]
 	} | as_user tar -C "$1" --no-same-owner -xf -
+}
+
+# A library that makes the sanitizers' runtime start first, in a server that
+# preloads both.  Started by a malloc() of libp11-kit's within newlocale(), it
+# looks up a message and thereby spoils the lock that newlocale() holds, and the
+# next user of the lock waits for ever.  The runtime for undefined behaviour
+# starts at its first report, when the server has overwritten its environment
+# for its title, so it gets its options from a function.
+first_library()
+{
+	local file=$1 options=$2
+
+	cat >"$SCRATCH/tmp/first.c" <<-END
+		#include <stdlib.h>
+		__attribute__((constructor)) static void first(void) { free(malloc(1)); }
+		const char *__ubsan_default_options(void) { return "$options"; }
+	END
+	run gcc -shared -fPIC -O0 -fno-builtin -Wl,-z,initfirst \
+		-o "$file" "$SCRATCH/tmp/first.c"
 }
 
 # A throwaway cluster $SCRATCH/NAME on a unix socket of its own; further

@@ -242,6 +242,10 @@ my $large = push_id(
 	$node,
 	\"ARRAY(SELECT 'large-' || n FROM generate_series(1, 1000) n)",
 	server => 'accounts');
+is( $node->safe_psql(
+		'postgres', "SELECT jsonb_array_length(timpush_preview($large))"),
+	5,
+	'a preview shows requests of the size that they will have');
 server('postgres', 'strangers', 'strangers', 0);
 server('other', 'strangers_other', 'strangers', 0,
 	accounts_per_second => 100);
@@ -312,7 +316,14 @@ $node->safe_psql('postgres',
 # A worker that has nothing else to do leaves meanwhile.
 server('postgres', 'hours', 'hours', 0);
 server('other', 'hours_other', 'hours', 0);
-my $refused = push_id($node, 'first1-code-60028', server => 'hours');
+my ($refused, $expiring) = split /\|/, $node->safe_psql(
+	'postgres', q{
+	BEGIN;
+	SELECT timpush_batch('administrator', ARRAY['first1-code-60028'], 'one', 'text',
+	    server => 'hours'),
+	  timpush_batch('administrator', ARRAY['first1-code-60028-2'], 'two', 'text',
+	    server => 'hours', expires_at => now() + interval '4 s');
+	COMMIT});
 $node->poll_query_until('postgres',
 	"SELECT error_code = 60028 AND state = 'retrying' FROM push_status WHERE push_id = $refused"
 );
@@ -422,6 +433,11 @@ $node->poll_query_until(
 	"SELECT count(*) = 0 FROM pg_stat_activity
 	 WHERE backend_type = 'timpush worker' AND datname = 'other'");
 is(status($node, $refused)->{state}, 'retrying', 'a pause of hours');
+settle($node, where => "push_id = $expiring");
+is(status($node, $expiring)->{state},
+	'expired', 'a push that was throttled expires in time');
+is(scalar requests_with($tim, 'first1-code-60028-2'),
+	1, 'and does not go again');
 is(count_of('other', "push_outbox WHERE server = 'hours_other'"),
 	1, 'is one of all servers of the app');
 alter('postgres', 'hours', "ADD max_in_flight '5'");

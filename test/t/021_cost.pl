@@ -134,8 +134,7 @@ cost(300, 'a million for tomorrow');
 empty_queue();
 
 # the other server is known and paused before it gets anything to do
-$node->safe_psql('postgres',
-	q(UPDATE push_server SET state = 'paused' WHERE server = 'other'));
+$node->safe_psql('postgres', q(SELECT timpush_pause('other')));
 fill($million, server => 'other');
 enqueue(300, 'mine');
 cost(300, 'a million of a paused server');

@@ -14,12 +14,18 @@ use Time::HiRes qw(sleep time);
 use FakeTIM;
 use TimpushTest;
 
-my $tim = FakeTIM->new->start;
+# Servers of different apps, so that one's limit is not the other's
+my $tim = FakeTIM->new(apps => { 1001 => 'key' })->start;
 my $node = start_node('main');
 
-$node->safe_psql('postgres',
-		$tim->create_server_sql('chat')
-	  . $tim->create_server_sql('slow', requests_per_second => 2));
+$node->safe_psql(
+	'postgres',
+	$tim->create_server_sql('chat')
+	  . $tim->create_server_sql(
+		'slow',
+		sdkappid => 1001,
+		secret_key => 'key',
+		requests_per_second => 2));
 
 # When the requests with the account arrived, in seconds, in order.
 sub arrivals

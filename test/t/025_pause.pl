@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -13,8 +14,14 @@ use Time::HiRes qw(time sleep);
 use FakeTIM;
 use TimpushTest;
 
-my $tim = FakeTIM->new(apps => { 1600150143 => 'another-key' })->start;
-my $node = start_node('main', max_prepared_transactions => 2);
+# Servers of different apps, so that the limits and pauses of one are not
+# another's
+my $tim = FakeTIM->new(
+	apps => {
+		1600150143 => 'another-key',
+		map { $_ => 'key' } 1001, 1002
+	})->start;
+my $node = start_node('main');
 my $key_file = PostgreSQL::Test::Utils::tempdir . '/chat.key';
 
 sub sql
@@ -62,9 +69,13 @@ sub worker_has_looked
 }
 
 append_to_file($key_file, 'not-the-key');
-sql(    $tim->create_server_sql('open')
+sql(    $tim->create_server_sql('open', sdkappid => 1001, secret_key => 'key')
 	  . $tim->create_server_sql('chat')
-	  . $tim->create_server_sql('paced', requests_per_second => 5)
+	  . $tim->create_server_sql(
+		'paced',
+		sdkappid => 1002,
+		secret_key => 'key',
+		requests_per_second => 5)
 	  . $tim->create_server_sql('wrong', secret_key_file => $key_file));
 my $user = sql('SELECT current_user');
 
@@ -256,6 +267,8 @@ is(status($node, $tried[1])->{state}, 'sent', 'and is sent');
 # A transaction that is left open holds up nothing.
 #
 my $session = $node->background_psql('postgres', on_error_stop => 1);
+my $listener = $node->background_psql('postgres', on_error_stop => 1);
+$listener->query_safe('LISTEN timpush');
 my $seen = -s $node->logfile;
 $session->query_safe("BEGIN; SELECT timpush_pause('wrong')");
 push_id($node, 'refused', server => 'wrong');
@@ -287,20 +300,6 @@ is(seen('during'), 1, 'and resumed');
 is(scalar log_lines($node, qr/lock timeout/),
 	0, 'the worker has waited for no lock');
 
-# Prepared transactions
-$session->query_safe(
-	"BEGIN; SELECT timpush_pause('chat'); PREPARE TRANSACTION 'p'");
-sql("COMMIT PREPARED 'p'");
-worker_has_looked();
-$id = push_id($node, 'prepared', server => 'chat');
-worker_has_looked();
-is(seen('prepared'), 0, 'COMMIT PREPARED pauses');
-$session->query_safe(
-	"BEGIN; SELECT timpush_resume('chat'); PREPARE TRANSACTION 'p'");
-sql("COMMIT PREPARED 'p'");
-settle($node, where => "server = 'chat'");
-is(seen('prepared'), 1, 'and resumes');
-
 #
 # Resuming makes a server be tried at once.
 #
@@ -316,21 +315,17 @@ cmp_ok(time - $began,
 	'it is tried at once when it is resumed, with the key read anew');
 is(state_of('wrong'), 'active', 'and is active');
 
-# An app that rests for an hour, with all of its servers
-sql($tim->create_server_sql(
-		'trial',
-		sdkappid => 1600150143,
-		secret_key => 'another-key'));
-$id = push_id($node, 'first1-code-60028', server => 'trial');
-$node->poll_query_until('postgres',
-	"SELECT state = 'retrying' FROM push_status WHERE push_id = $id");
-my $fresh = push_id($node, 'fresh', server => 'trial');
+# An hour's rest
+$id = push_id($node, 'first1-code-60028', server => 'wrong');
+wait_until(sub { seen('first1-code-60028') }, 'the first call');
+my $fresh = push_id($node, 'fresh', server => 'wrong');
 worker_has_looked();
-is(status($node, $fresh)->{state}, 'waiting', 'an app rests for long');
-resume('trial');
-settle($node, where => "server = 'trial'");
-is(status($node, $id)->{state} . status($node, $fresh)->{state},
-	'sentsent', 'until a server of it is resumed');
+is(status($node, $fresh)->{state}, 'waiting', 'a server rests for long');
+is(sql("SELECT timpush_cancel($id)"),
+	't', 'what is to go again later can be cancelled');
+resume('wrong');
+settle($node, where => "push_id = $fresh");
+is(seen('fresh'), 1, 'until it is resumed');
 
 # Paused in its trouble
 unlink $key_file;
@@ -386,10 +381,37 @@ is_deeply(
 	[
 		('paused', 'resumed') x 2, 'paused',
 		'suspended', 'resumed',
-		('paused', 'resumed') x 3
+		('paused', 'resumed') x 2
 	],
 	'each change is logged once'
 ) or note log_lines($node, qr/server "chat" is/);
+
+# What a listener was told
+my %told;
+foreach my $payload ($listener->query_safe('SELECT 1') =~
+	/notification "timpush" with payload "(.*)" received/g)
+{
+	my $change = decode_json($payload);
+
+	is( join(' ', sort keys %$change),
+		'database error_code server state',
+		'a change is told');
+	push @{ $told{ $change->{server} } },
+	  join ' ', grep { defined } @$change{qw(state error_code)};
+}
+is_deeply(
+	$told{wrong},
+	[
+		'suspended 70009', 'active', 'suspended', 'paused',
+		'active', 'suspended', 'active'
+	],
+	'each change of a state is told once');
+is( scalar(
+		grep { $told{chat}[$_] eq $told{chat}[ $_ - 1 ] }
+		  1 .. $#{ $told{chat} }),
+	0,
+	'and no other one');
+$listener->quit;
 is( sql("SELECT count(*) FROM push_request
 		 WHERE next_attempt_at IS NOT NULL AND state <> 'retry'"),
 	0,

@@ -115,7 +115,7 @@ check_windows_and_means(void)
 			int			most;
 			double		mean;
 
-			simulate(times, n, rate, kind, 0.8);
+			simulate(times, n, rate, kind, 0.45);
 			most = fullest_second(times, n);
 			mean = (n - 1) * 1e6 / (double) (times[n - 1] - times[0]);
 			ok(most <= (int) ceil(rate) + 1,
@@ -125,6 +125,30 @@ check_windows_and_means(void)
 				ok(fabs(mean / rate - 1) < 0.01,
 				   "%g/s %s: the mean is kept (%g)", rate, names[kind], mean);
 		}
+	}
+	free(times);
+}
+
+/* On the way to the peer the time varies by a little less than half a unit. */
+static void
+check_arrivals(void)
+{
+	static const double rates[] = {1, 10, 30, 40, 100, 333};
+	int			n = 20000;
+	int64_t    *times = malloc(n * sizeof(*times));
+
+	for (size_t r = 0; r < sizeof(rates) / sizeof(rates[0]); r++)
+	{
+		double		rate = rates[r];
+		int			most;
+
+		simulate(times, n, rate, JITTERED, 1);
+		/* the order stays, for the next one left half a unit later at least */
+		for (int i = 0; i < n; i++)
+			times[i] += (int64_t) (random_share() * 0.49 * 1e6 / rate);
+		most = fullest_second(times, n);
+		ok(most <= (int) ceil(rate) + 1,
+		   "%g/s: at most rate + 1 arrive in a second (%d)", rate, most);
 	}
 	free(times);
 }
@@ -554,6 +578,7 @@ int
 main(void)
 {
 	check_windows_and_means();
+	check_arrivals();
 	check_random_runs();
 	check_rate_changes();
 	check_odd_rates();
