@@ -868,7 +868,7 @@ is_loaded(const Loaded *loaded, ItemPointer tid)
  * places; *nkeys and "keys" become the contents that have any.
  */
 static Datum
-choose_riders(const Loaded *heads, int per_content, int64 *keys, int *nkeys)
+choose_riders(const Loaded *heads, int per_content, int max_size, int64 *keys, int *nkeys)
 {
 	SPITupleTable *table = SPI_tuptable;
 	int			nfound = (int) SPI_processed;
@@ -883,13 +883,17 @@ choose_riders(const Loaded *heads, int per_content, int64 *keys, int *nkeys)
 	{
 		ItemPointer tid = (ItemPointer) DatumGetPointer(load_column(table->vals[i], table->tupdesc, 1));
 		int64		n = DatumGetInt64(load_column(table->vals[i], table->tupdesc, 2));
+		int			size;
 
 		if (n != current)
 			accounts = 0;
 		current = n;
-		if (accounts >= per_content)
+		size = DatumGetInt32(load_column(table->vals[i], table->tupdesc, 3));
+		/* what goes whole and finds no room leaves it to those behind it */
+		if (accounts >= per_content ||
+			(size <= max_size && accounts + size > per_content))
 			continue;
-		accounts += DatumGetInt32(load_column(table->vals[i], table->tupdesc, 3));
+		accounts += size;
 		if (is_loaded(heads, tid))
 			continue;
 		places[nplaces++] = PointerGetDatum(tid);
@@ -935,7 +939,7 @@ load_riders(Loaded *heads, Claim *claim, const ComposeBounds *bounds, TimestampT
 	values[5] = Int64GetDatum(per_content);
 	values[6] = Int64GetDatum(heads->n + MAX_ACCOUNTS_PER_CLAIM);
 	run(FIND_ALIKE, values, NULL);
-	places = choose_riders(heads, per_content, keys, &nkeys);
+	places = choose_riders(heads, per_content, bounds->accounts, keys, &nkeys);
 	claim->riders->misses = nkeys == 0 ? claim->riders->misses + 1 : 0;
 	if (nkeys == 0)
 		return 0;

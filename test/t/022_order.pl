@@ -15,12 +15,17 @@ use FakeTIM;
 use TimpushTest;
 
 # Servers of different apps, so that one's limit is not the other's
-my $tim = FakeTIM->new(apps => { 1001 => 'key' })->start;
+my $tim = FakeTIM->new(apps => { map { $_ => 'key' } 1001, 1002 })->start;
 my $node = start_node('main');
 
 $node->safe_psql(
 	'postgres',
 	$tim->create_server_sql('chat')
+	  . $tim->create_server_sql(
+		'paced',
+		sdkappid => 1002,
+		secret_key => 'key',
+		requests_per_second => 20)
 	  . $tim->create_server_sql(
 		'slow',
 		sdkappid => 1001,
@@ -128,17 +133,21 @@ sub many
 	return \"ARRAY(SELECT '$prefix-' || i FROM generate_series(1, $n) i)";
 }
 
-together(
-	'chat',
-	[ many('slice', 1200), title => 'slices' ],
-	[ many('ride', 250), title => 'slices' ],
-	[ many('too', 60), title => 'slices' ],
-	[ many('last', 50), title => 'slices' ]);
-settle($node);
-is_deeply(
-	[ sort { $b <=> $a } @{ sizes('slices') } ],
-	[ 500, 500, 500, 60 ],
-	'the last slice takes along what fits whole');
+# whether calls are scarce or not
+foreach my $server ('chat', 'paced')
+{
+	together(
+		$server,
+		[ many("$server-slice", 1200), title => "slices $server" ],
+		[ many("$server-ride", 250), title => "slices $server" ],
+		[ many("$server-too", 60), title => "slices $server" ],
+		[ many("$server-last", 50), title => "slices $server" ]);
+	settle($node);
+	is_deeply(
+		[ sort { $b <=> $a } @{ sizes("slices $server") } ],
+		[ 500, 500, 500, 60 ],
+		"$server: the last slice takes along what fits whole");
+}
 
 together(
 	'chat',
