@@ -184,7 +184,8 @@ sub refused_together
 			server => 'other',
 			title => $prefix)
 	} 1 .. 3;
-	$tim->rules([ { kind => 'code', arg => 70009, count => 1 } ]);
+	$tim->rules(
+		[ { kind => 'code', arg => 70009, count => 1, account => $prefix } ]);
 	resume('other');
 	wait_for_state($ids[0], 'retrying');
 	$tim->clear_rules;

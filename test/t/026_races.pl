@@ -146,9 +146,11 @@ is( sql("SELECT count(*) FROM push_status s
 	0,
 	'those are cancelled that were said to be, and no others');
 is( sql("SELECT count(*) FROM push_status s JOIN noted USING (push_id)
-		 WHERE sent + cancelled + unknown <> accounts"),
+		 WHERE sent + failed + cancelled + unknown <> accounts"),
 	0,
 	'every other account was sent');
+is(sql('SELECT count(*) FROM push_error WHERE error_code <> 91000'),
+	0, 'or has failed too often');
 note sql(
 	"SELECT s.state, count(*), sum(sent) AS sent, sum(cancelled) AS cancelled,
 		   sum(maybe_duplicate) AS twice, count(a.push_id) AS cancelled_in_vain
