@@ -34,6 +34,8 @@ SELECT refused('DROP FOREIGN DATA WRAPPER timpush');
 CREATE SERVER chat FOREIGN DATA WRAPPER timpush OPTIONS (sdkappid '88888888', host '127.0.0.1:1');
 SELECT refused('DROP EXTENSION timpush');
 SELECT refused('DROP EXTENSION timpush CASCADE');
+SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', send_at => '2100-01-01') AS id \gset
+SELECT timpush_cancel(:id), timpush_cancel(timpush_retry(:id));
 CREATE TABLE orders (id integer);
 CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION timpush_enqueue('from=#a', 'to=id', 'title=#t', 'send_at=#2100-01-01');
 INSERT INTO orders VALUES (1);
@@ -48,6 +50,7 @@ CREATE EXTENSION timpush;
 CREATE SERVER chat FOREIGN DATA WRAPPER timpush OPTIONS (sdkappid '88888888', host '127.0.0.1:1');
 SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', send_at => '2100-01-01') AS id \gset
 SELECT state FROM timpush_wait(:id, '0');
+SELECT timpush_cancel(:id), timpush_cancel(timpush_retry(:id));
 DROP EXTENSION timpush CASCADE;
 SELECT * FROM leftovers();
 
@@ -59,10 +62,17 @@ SELECT "Push it".timpush_batch('boss', '{u1}', 'Hello', 'World', send_at => '210
 SELECT "Push it".timpush_preview(:id);
 SELECT state FROM "Push it".timpush_wait(:id, '0');
 SELECT state FROM "Push it".push_status;
+SELECT "Push it".timpush_cancel(:id), "Push it".timpush_cancel("Push it".timpush_retry(:id));
+SELECT "Push it".timpush_pause('chat');
+SELECT state FROM "Push it".push_server;
 SELECT refused('ALTER EXTENSION timpush SET SCHEMA public');
 ALTER SCHEMA "Push it" RENAME TO push_it;
 SELECT refused($$SELECT push_it.timpush_batch('boss', '{u2}', 'Hello', 'World', send_at => '2100-01-01')$$);
 SELECT push_it.timpush_preview(:id);
+SELECT push_it.timpush_retry(:id) AS id \gset
+SELECT push_it.timpush_cancel(:id), state FROM push_it.push_status WHERE push_id = :id;
+SELECT push_it.timpush_resume('chat');
+SELECT state FROM push_it.push_server;
 DROP EXTENSION timpush CASCADE;
 SELECT * FROM leftovers();
 DROP SCHEMA push_it;

@@ -56,6 +56,23 @@ PG_FUNCTION_INFO_V1(timpush_server_notify);
 /* Accounts of a large push that are moved at a time, for memory's sake. */
 #define CANCEL_STEP	50000
 
+/*
+ * Statements that this session has run, by their text, which names the schema,
+ * and the types of their parameters, which a table made anew changes.
+ */
+#define SAVED_PLANS		20
+#define MAX_PARAMS		3
+
+typedef struct SavedPlan
+{
+	char	   *sql;
+	Oid			types[MAX_PARAMS];
+	SPIPlanPtr	plan;			/* NULL: free */
+} SavedPlan;
+
+static SavedPlan saved_plans[SAVED_PLANS];
+static int	next_plan = 0;
+
 /* Our tables, and who we are while we work on them. */
 typedef struct Session
 {
@@ -98,6 +115,37 @@ session_end(Session *session)
 	owner_leave(&session->scope);
 }
 
+/* The plan of a statement, prepared once in a session. */
+static SPIPlanPtr
+plan_of(const char *sql, int nparams, Oid *types)
+{
+	SavedPlan  *saved;
+	SPIPlanPtr	plan;
+
+	for (int i = 0; i < SAVED_PLANS; i++)
+	{
+		saved = &saved_plans[i];
+		if (saved->plan != NULL && strcmp(saved->sql, sql) == 0 &&
+			memcmp(saved->types, types, sizeof(Oid) * nparams) == 0)
+			return saved->plan;
+	}
+	plan = SPI_prepare(sql, nparams, types);
+	if (plan == NULL || SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not prepare \"%s\"", sql);
+	saved = &saved_plans[next_plan];
+	next_plan = (next_plan + 1) % SAVED_PLANS;
+	if (saved->plan != NULL)
+	{
+		SPI_freeplan(saved->plan);
+		saved->plan = NULL;
+		pfree(saved->sql);
+	}
+	saved->sql = MemoryContextStrdup(TopMemoryContext, sql);
+	memcpy(saved->types, types, sizeof(Oid) * nparams);
+	saved->plan = plan;
+	return plan;
+}
+
 /* Run a statement, "@" standing for the schema; rows are in SPI_tuptable. */
 static void
 run(const Session *session, const char *sql, int nparams, Oid *types, Datum *values)
@@ -112,7 +160,7 @@ run(const Session *session, const char *sql, int nparams, Oid *types, Datum *val
 		else
 			appendStringInfoChar(&query, *p);
 	}
-	if (SPI_execute_with_args(query.data, nparams, types, values, NULL, false, 0) < 0)
+	if (SPI_execute_plan(plan_of(query.data, nparams, types), values, NULL, false, 0) < 0)
 		elog(ERROR, "could not run \"%s\"", query.data);
 	pfree(query.data);
 }

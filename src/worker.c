@@ -469,12 +469,8 @@ load_server_states(TimestampTz now)
 	(void) check_origin();
 	foreach(cell, senders)
 	{
-		Sender	   *sender = lfirst(cell);
-
-		if (!sender_load_state(sender))
+		if (!sender_load_state(lfirst(cell)))
 			states_due = now + LOCKED_PAUSE_US;
-		if (sender->state.paused)
-			take_back(sender, "the server was paused before it could leave");
 	}
 }
 
