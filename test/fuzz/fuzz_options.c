@@ -144,6 +144,8 @@ check_url_parts(CURLU *url, const ServerOptions *server, const char *usersig)
 	same_text(url_part(url, CURLUPART_FRAGMENT, 0), NULL);
 	same_text(query_value(query, "sdkappid="), psprintf("%u", server->sdkappid));
 	same_text(query_value(query, "&identifier="), server->identifier);
+	fuzz_check(pg_encoding_verifymbstr(PG_UTF8, server->identifier, (int) strlen(server->identifier)) ==
+			   (int) strlen(server->identifier));
 	same_text(query_value(query, "&usersig="), usersig);
 }
 

@@ -127,4 +127,11 @@ fuzz_redact(FuzzInput *input)
 	response_outcome(&transfer, &outcome);
 	request_redact(outcome.error_info, usersig);
 	check_redacted(outcome.error_info, usersig, words);
+	for (int i = 0; i < outcome.nerrors; i++)
+	{
+		request_redact(outcome.errors[i].info, usersig);
+		check_redacted(outcome.errors[i].info, usersig, words);
+	}
+	if (outcome.task_id != NULL)
+		check_redacted(outcome.task_id, usersig, words);
 }
