@@ -897,7 +897,11 @@ http_release(HttpCall *call)
 	HttpPool   *pool = call->pool;
 
 	curl_easy_setopt(call->easy, CURLOPT_DEBUGDATA, NULL);
-	/* libcurl keeps in the handle, for the next call too, that one was refused */
+
+	/*
+	 * libcurl keeps in the handle, for the next call too, that one was
+	 * refused
+	 */
 	if (call->result == CURLE_OK && pool->nidle < pool->options.max_in_flight)
 		pool->idle[pool->nidle++] = call->easy;
 	else

@@ -3,24 +3,25 @@
 
 =head1 NAME
 
-RawPeer - one connection of a TLS peer that says whatever a test wants
+RawPeer - a TLS peer that says whatever a test wants
 
 =head1 SYNOPSIS
 
   use RawPeer;
 
-  my $peer = RawPeer->listen($tim, $port);	# HTTP/2
+  my $port = RawPeer->new($tim);	# HTTP/2
+  ... $port->port ...
+  my $peer = $port->accept;
   my $stream = $peer->next_request;
   like($peer->body($stream), qr/alice/);
   $peer->frame(RawPeer::RST_STREAM, 0, $stream, pack('N', 7));
   $peer->answer($peer->next_request, '{"ErrorCode":0}');
   $peer->kill;
 
-A web server does not break the rules on command, nor in a given order.  This
-is openssl's server with its ends in our hands: the test reads the frames of
-HTTP/2 that come and writes those that go.  It serves one connection, and hands
-the port on as soon as it has it; listen() again for the next one.  With C<alpn>
-of http/1.1 use read_http1() and write() instead.
+A web server does not break the rules on command, nor in a given order.  Behind
+each connection here is openssl's server, with its ends in our hands: the test
+reads the frames of HTTP/2 that come and writes those that go.  With C<alpn> of
+http/1.1, read_http1() and write() are used instead.
 
 =cut
 
@@ -30,7 +31,11 @@ use strict;
 use warnings;
 
 use Carp;
+use IO::Select;
+use IO::Socket::INET;
 use IPC::Open2;
+use POSIX ();
+use PostgreSQL::Test::Cluster ();
 use Time::HiRes qw(sleep time);
 
 use constant {
@@ -50,51 +55,102 @@ my %running;
 
 =head1 METHODS
 
-=head2 RawPeer->listen($tim, $port, %options)
+=head2 RawPeer->new($tim, %options)
 
-Waits for a connection to $port with the certificate of the stand-in $tim.
-Options: alpn (by default h2), settings, a hash of what the first frame tells.
+Listens on a port of its own, with the certificate of the stand-in $tim.
+Options: alpn (by default h2).
+
+=head2 $port->port
 
 =cut
 
-sub listen
+sub new
 {
-	my ($class, $tim, $port, %options) = @_;
+	my ($class, $tim, %options) = @_;
+	my $socket = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		Listen => 16) or croak "could not listen: $!";
+
+	return bless {
+		tim => $tim,
+		socket => $socket,
+		alpn => $options{alpn} // 'h2'
+	}, $class;
+}
+
+sub port { return $_[0]{socket}->sockport; }
+
+=head2 $port->accept(%options)
+
+The next connection.  Options: settings, a hash of what its first frame tells.
+
+=cut
+
+sub accept
+{
+	my ($port, %options) = @_;
+	my $private = PostgreSQL::Test::Cluster::get_free_port();
+	my $tim = $port->{tim};
+
+	croak 'nobody connects'
+	  unless IO::Select->new($port->{socket})->can_read(60);
+	my $client = $port->{socket}->accept or croak "could not accept: $!";
 	my $self = bless {
 		buffer => '',
 		body => {},
-		done => [],
 		settings => $options{settings} // {}
-	}, $class;
+	  },
+	  ref $port;
 
-	$self->{pid} = open2(
-		$self->{out}, $self->{in}, 'openssl', 's_server',
-		'-quiet', '-accept', $port, '-naccept',
-		1, '-alpn', $options{alpn} // 'h2', '-cert',
-		$tim->dir . '/server.crt', '-key', $tim->dir . '/server.key');
-	$running{ $self->{pid} } = 1;
+	my $server = open2(
+		$self->{out}, $self->{in},
+		'openssl', 's_server',
+		'-quiet', '-accept',
+		$private, '-naccept',
+		1, '-alpn',
+		$port->{alpn}, '-cert',
+		$tim->dir . '/server.crt', '-key',
+		$tim->dir . '/server.key');
+	$self->{pids} = [$server];
+	$running{$server} = 1;
 	binmode $self->{$_} foreach qw(in out);
 	my $deadline = time + 30;
-	until (_listening($port))
+	my $tls;
+
+	until ($tls = IO::Socket::INET->new("127.0.0.1:$private"))
 	{
-		croak "nobody listens on port $port" if time > $deadline;
+		croak "nobody listens on port $private" if time > $deadline;
 		sleep 0.01;
 	}
+
+	my $pump = fork // croak "could not fork: $!";
+	_pump($client, $tls) unless $pump;
+	unshift @{ $self->{pids} }, $pump;
+	$running{$pump} = 1;
 	return $self;
 }
 
-# To connect would be to take the place of the one that is waited for.
-sub _listening
+# Carries bytes both ways until one of the two is gone; never returns.
+sub _pump
 {
-	my ($port) = @_;
-	my $hex = sprintf ':%04X', $port;
+	my @ends = @_;
+	my $select = IO::Select->new(@ends);
 
-	foreach my $file (qw(/proc/net/tcp /proc/net/tcp6))
+	$SIG{PIPE} = 'IGNORE';
+	while (1)
 	{
-		open my $fh, '<', $file or next;
-		return 1 if grep { /^\s*\d+: \w+$hex \w+:0000 0A / } <$fh>;
+		foreach my $from ($select->can_read)
+		{
+			my $to = $ends[ $from == $ends[0] ? 1 : 0 ];
+
+			sysread $from, my ($bytes), 65536 or POSIX::_exit(0);
+			while (length $bytes)
+			{
+				my $n = syswrite $to, $bytes or POSIX::_exit(0);
+				substr($bytes, 0, $n) = '';
+			}
+		}
 	}
-	return 0;
 }
 
 =head2 $peer->write($bytes), $peer->read($n)
@@ -280,11 +336,14 @@ Ends the connection at once, without a word.
 sub kill
 {
 	my ($self) = @_;
-	return unless delete $running{ $self->{pid} };
 	local $?;
-	CORE::kill 'KILL', $self->{pid};
-	close $self->{$_} foreach qw(in out);
-	waitpid $self->{pid}, 0;
+
+	foreach my $pid (@{ delete $self->{pids} // [] })
+	{
+		CORE::kill 'KILL', $pid;
+		waitpid $pid, 0;
+		delete $running{$pid};
+	}
 	return;
 }
 
