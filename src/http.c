@@ -57,8 +57,13 @@
 /* Streams that a peer lets a connection carry are 100 or more (RFC 9113). */
 #define STREAMS_PER_CONNECTION	100
 
-/* Idle connections are closed by us before the usual peer does, in seconds. */
-#define MAX_IDLE_SECONDS	30L
+/*
+ * Idle connections are closed by us before the usual peer does, in whole
+ * seconds that have passed.  A request that meets the end of a connection is
+ * in doubt over HTTP/1.1, where some peers wait for 5 seconds only.
+ */
+#define MAX_IDLE_SECONDS		30L
+#define MAX_IDLE_SECONDS_HTTP1	3L
 
 #define MAX_EVENTS			64
 
@@ -600,7 +605,6 @@ new_handle(HttpPool *pool)
 					 pool->options.proxy != NULL ? pool->options.proxy : "");
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
-	curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN, MAX_IDLE_SECONDS);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) pool->options.connect_timeout);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) pool->options.request_timeout);
@@ -655,6 +659,8 @@ start_call(HttpCall *call, const char *url)
 
 	if (curl_easy_setopt(easy, CURLOPT_URL, url) != CURLE_OK)
 		return false;
+	curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN,
+					 call->pool->http1 ? MAX_IDLE_SECONDS_HTTP1 : MAX_IDLE_SECONDS);
 	curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) call->len);
 	curl_easy_setopt(easy, CURLOPT_READDATA, call);
 	curl_easy_setopt(easy, CURLOPT_SEEKDATA, call);
@@ -897,11 +903,7 @@ http_release(HttpCall *call)
 	HttpPool   *pool = call->pool;
 
 	curl_easy_setopt(call->easy, CURLOPT_DEBUGDATA, NULL);
-
-	/*
-	 * libcurl keeps in the handle, for the next call too, that one was
-	 * refused
-	 */
+	/* libcurl remembers in the handle that a stream was refused, for too long */
 	if (call->result == CURLE_OK && pool->nidle < pool->options.max_in_flight)
 		pool->idle[pool->nidle++] = call->easy;
 	else

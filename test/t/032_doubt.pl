@@ -177,6 +177,24 @@ sub no_doubt
 	$node->safe_psql('postgres', 'DROP DATABASE old');
 }
 
+# Idle connections are left before the usual peer closes them: after some
+# seconds over HTTP/1.1, where that matters, and later over HTTP/2.
+{
+	my @services = map { FakeTIM->new(http1 => $_)->start } 0, 1;
+
+	database($services[$_], "idle$_") foreach 0, 1;
+	foreach my $round (0, 1)
+	{
+		enqueue("idle$_", 1) foreach 0, 1;
+		settle_all("idle$_") foreach 0, 1;
+		sleep 5 if $round == 0;
+	}
+	is_deeply(
+		[ map { $_->stats->{connections} } @services ],
+		[ 1, 2 ],
+		'an idle connection of HTTP/1.1 is not used again for long');
+}
+
 # A request that meets the end of an idle connection: HTTP/2 says that it was
 # not taken.  HTTP/1.1 has no such word.  Either nothing of the body had left,
 # and the request goes on another connection; or it is in doubt, marked, and
