@@ -18,9 +18,9 @@ my $rounds = $ENV{TIMPUSH_LONG} ? 10 : 3;
 my $limit_kb = 5 * 1024;
 
 my $tim = FakeTIM->new(workers => 1)->start;
-my %restless = map {
-	$_ => FakeTIM->new(http1 => $_, keepalive_requests => 5)->start
-} 0, 1;
+my %restless =
+  map { $_ => FakeTIM->new(http1 => $_, keepalive_requests => 5)->start } 0,
+  1;
 my $node = start_node('main', 'timpush.idle_exit' => '1h');
 
 $node->safe_psql('postgres',
@@ -65,25 +65,33 @@ sub work
 	my %kb;
 	my %ways = (
 		'distinct' => sub {
-			enqueue('chat', $total * 0.3, "ARRAY['user-' || n]",
+			enqueue(
+				'chat',
+				$total * 0.3,
+				"ARRAY['user-' || n]",
 				"'title ' || n");
 		},
 		'merged' => sub {
 			enqueue('chat', $total * 0.3, "ARRAY['user-' || n]", "'news'");
 		},
 		'of one account and many contents' => sub {
-			enqueue('chat', $total * 0.1, "ARRAY['user-' || n % 10]",
+			enqueue(
+				'chat',
+				$total * 0.1,
+				"ARRAY['user-' || n % 10]",
 				"'title ' || n");
 		},
 		'scheduled, of all priorities, expired' => sub {
 			enqueue(
-				'chat', $total * 0.05,
+				'chat',
+				$total * 0.05,
 				"ARRAY['user-' || n]",
 				"'title ' || n",
 				", priority => n % 10, send_at => now() + n % 20 * interval '100 ms'"
 			);
 			enqueue(
-				'chat', $total * 0.02,
+				'chat',
+				$total * 0.02,
 				"ARRAY['user-' || n]",
 				"'title ' || n",
 				", send_at => now() + interval '900 ms', expires_at => now() + interval '901 ms'"
@@ -97,12 +105,19 @@ sub work
 				"'large'");
 		},
 		'failed in part, as a whole, for a while' => sub {
-			enqueue('troubled', $total * 0.02,
+			enqueue(
+				'troubled',
+				$total * 0.02,
 				"ARRAY['nobody-' || n, 'acctN-70169-1-' || n, 'user-' || n]",
 				"'title ' || n");
-			enqueue('troubled', $total * 0.02, "ARRAY['code-90001-' || n]",
+			enqueue(
+				'troubled',
+				$total * 0.02,
+				"ARRAY['code-90001-' || n]",
 				"'title ' || n / 5");
-			enqueue('troubled', $total * 0.02,
+			enqueue(
+				'troubled',
+				$total * 0.02,
 				"ARRAY[CASE n % 20 WHEN 0 THEN 'first1-garbage-' || n WHEN 10 THEN 'first1-code-60014-' || n ELSE 'user-' || n END, 'b-' || n]",
 				"'title ' || n");
 		},
@@ -116,8 +131,7 @@ sub work
 				$node->safe_psql(
 					'postgres',
 					"ALTER SERVER altered OPTIONS (SET requests_per_second '"
-					  . $i % 2 * 1000
-					  . "');
+					  . $i % 2 * 1000 . "');
 					 ALTER SERVER altered OPTIONS (ADD request_timeout '"
 					  . (5 + $i % 2) . "s')");
 				enqueue('altered', 5, "ARRAY['user-' || n]", "'title ' || n");
@@ -157,13 +171,15 @@ sub used
 		"SELECT pg_log_backend_memory_contexts($worker)");
 	$node->wait_for_log(qr/Grand total: .*/, $seen);
 	my ($bytes) =
-	  substr(slurp_file($node->logfile), $seen) =~ /Grand total: .* (\d+) used/;
+	  substr(slurp_file($node->logfile), $seen) =~
+	  /Grand total: .* (\d+) used/;
 	return int $bytes / 1024;
 }
 
 sub sockets
 {
-	return grep { (readlink // '') =~ /socket/ } glob "/proc/$worker/fd/*";
+	return
+	  grep { (readlink($_) // q()) =~ m{socket} } glob "/proc/$worker/fd/*";
 }
 
 # Its open files, after it has left the connections to all servers
@@ -197,7 +213,9 @@ sub files
 
 # As many accounts in flight at once as there can be
 enqueue('chat', 40_000, "ARRAY['user-' || n]", "'news'");
-enqueue('chat', 100,
+enqueue(
+	'chat',
+	100,
 	"(SELECT array_agg('user-' || n || '-' || a) FROM generate_series(1, 2000) a)",
 	"'large'");
 wait_for_rest();
@@ -213,9 +231,13 @@ my $files_then = files();
 my ($memory_then, $used_then) = (memory(), used());
 
 is(worker_pid($node), $worker, 'it is still the same worker');
-cmp_ok($used_then - $used, '<', $limit_kb / 5,
+cmp_ok(
+	$used_then - $used,
+	'<',
+	$limit_kb / 5,
 	"memory in use before and after: $used kB, $used_then kB");
-cmp_ok($memory_then - $memory, '<', $limit_kb,
+cmp_ok($memory_then - $memory,
+	'<', $limit_kb,
 	"private memory before and after: $memory kB, $memory_then kB");
 is_deeply($files_then, $files, 'the same open files');
 
