@@ -218,7 +218,8 @@ check_mapping(List *options, bool plain_role)
 	char		usersig[USERSIG_MAX_LEN];
 
 	fuzz_check(server->has_mapping);
-	same_text(server->identifier, given(options, "identifier"));
+	same_text(pg_any_to_server(server->identifier, (int) strlen(server->identifier), PG_UTF8),
+			  given(options, "identifier"));
 	same_text(server->secret_key, given(options, "secret_key"));
 	same_text(server->secret_key_file, given(options, "secret_key_file"));
 	same_text(server->usersig, given(options, "usersig"));
