@@ -5,6 +5,7 @@
 
 MODULE_big = timpush
 OBJS = \
+	src/activation.o \
 	src/apps.o \
 	src/breaker.o \
 	src/compose.o \

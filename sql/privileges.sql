@@ -62,6 +62,7 @@ SELECT refused('SELECT * FROM push_request');
 SELECT refused('SELECT * FROM push_server');
 SELECT refused('SELECT * FROM push_server_key');
 SELECT refused('SELECT * FROM push_worker');
+SELECT refused('SELECT * FROM push_activation');
 SELECT refused($$INSERT INTO push_outbox (from_account, to_accounts, title) VALUES ('boss', '{u1}', 'Hello')$$);
 SELECT refused('UPDATE push_outbox SET priority = 9');
 SELECT refused('DELETE FROM push_outbox');

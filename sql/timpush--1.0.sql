@@ -302,10 +302,57 @@ COMMENT ON COLUMN push_worker.singleton IS 'there is one row';
 COMMENT ON COLUMN push_worker.first_in_flight IS 'no request with a smaller id is in flight for the first time';
 
 --
+-- push_activation: whether this is where the pushes were enqueued
+--
+
+CREATE TABLE push_activation (
+  system_identifier bigint NOT NULL,
+  database_oid      oid NOT NULL,
+  activated_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+
+COMMENT ON TABLE push_activation IS 'where pushes were enqueued first; a row of elsewhere tells that this is a copy';
+COMMENT ON COLUMN push_activation.system_identifier IS 'the cluster, as pg_control_system() has it';
+COMMENT ON COLUMN push_activation.database_oid IS 'the database';
+COMMENT ON COLUMN push_activation.activated_at IS 'when the row was made';
+
+CREATE FUNCTION timpush_activation_wake()
+RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+REVOKE ALL ON FUNCTION timpush_activation_wake() FROM PUBLIC;
+COMMENT ON FUNCTION timpush_activation_wake() IS 'wakes the worker at commit';
+
+CREATE TRIGGER push_activation_wake
+  AFTER INSERT ON push_activation
+  FOR EACH STATEMENT EXECUTE FUNCTION timpush_activation_wake();
+COMMENT ON TRIGGER push_activation_wake ON push_activation IS 'wakes the worker at commit';
+
+--
+-- A dump carries what is open
+--
+
+SELECT pg_catalog.pg_extension_config_dump('push_activation', '');
+SELECT pg_catalog.pg_extension_config_dump('push_outbox', '');
+SELECT pg_catalog.pg_extension_config_dump('push_request',
+  'WHERE id IN (SELECT request_id FROM @extschema@.push_result WHERE push_id IN (
+     SELECT id FROM @extschema@.push_outbox
+     UNION SELECT push_id FROM @extschema@.push_result WHERE state IN (''sending'', ''retry'')))');
+SELECT pg_catalog.pg_extension_config_dump('push_result',
+  'WHERE push_id IN (SELECT id FROM @extschema@.push_outbox
+     UNION SELECT push_id FROM @extschema@.push_result WHERE state IN (''sending'', ''retry''))');
+SELECT pg_catalog.pg_extension_config_dump('push_error',
+  'WHERE push_id IN (SELECT id FROM @extschema@.push_outbox
+     UNION SELECT push_id FROM @extschema@.push_result WHERE state IN (''sending'', ''retry''))');
+SELECT pg_catalog.pg_extension_config_dump('push_outbox_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('push_request_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('push_msg_random_seq', '');
+
+--
 -- Rights: each role sees its own pushes, nobody writes
 --
 
-REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server, push_server_key, push_worker FROM PUBLIC;
+REVOKE ALL ON push_outbox, push_request, push_result, push_error, push_server, push_server_key, push_worker, push_activation FROM PUBLIC;
 REVOKE ALL ON SEQUENCE push_outbox_id_seq, push_request_id_seq, push_msg_random_seq FROM PUBLIC;
 GRANT SELECT ON push_outbox, push_result, push_error, push_server TO PUBLIC;
 

@@ -72,6 +72,13 @@
 								  NULL, NIL))
 #endif
 
+/* The number of the current transaction in this process moved in 17. */
+#if PG_VERSION_NUM >= 170000
+#define MyLocalTransactionId	(MyProc->vxid.lxid)
+#else
+#define MyLocalTransactionId	(MyProc->lxid)
+#endif
+
 /* Settings under our prefix that do not exist are refused since 15. */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)

@@ -24,6 +24,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "replication/logicalworker.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -34,6 +35,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "activation.h"
 #include "compat.h"
 #include "enqueue.h"
 #include "insert.h"
@@ -344,6 +346,7 @@ prepare_row(Oid outbox, Oid caller, Datum *values, bool *nulls, bool is_insert,
 	if (!is_insert)
 		return 0;
 
+	activation_ensure(outbox);
 	set_column(values, nulls, OUTBOX_ENQUEUED_BY,
 			   DirectFunctionCall1(namein,
 								   CStringGetDatum(GetUserNameFromId(caller, false))));
@@ -375,6 +378,9 @@ prepare_for_trigger(Relation outbox, Datum *values, bool *nulls, bool is_insert)
 	if (!ours && is_copied_row(outbox, is_insert, nulls))
 	{
 		complete_count(values, nulls);
+		/* what is replicated is to be sent, what is restored waits */
+		if (IsLogicalWorker())
+			activation_ensure(RelationGetRelid(outbox));
 		return true;
 	}
 	return prepare_row(RelationGetRelid(outbox), ours ? errand->caller : GetUserId(),

@@ -15,14 +15,16 @@
  * it may start a thread to resolve a name, and a thread must not run
  * PostgreSQL's signal handlers.
  *
- * Over HTTP/1.1 libcurl repeats a POST by itself when a reused connection
- * dies before the answer, and reports success.  That would be a second
- * request that nobody knows of, so the body comes from a read callback whose
- * seek callback refuses.  The exception is an HTTP/2 stream that the peer has
- * disowned: a GOAWAY names the last stream that it will act upon (RFC 9113,
- * 6.8), and a request on a later one is free to go again.  libcurl knows but
- * has no interface that tells, so we read it off its trace.  Where a version
- * words its trace differently, such a request is in doubt, which is safe.
+ * libcurl repeats a request by itself when a reused connection dies before the
+ * answer, a POST over HTTP/1.1 too, and reports success.  That would be a second
+ * request that nobody knows of, so NEVER_REPEAT forbids it, and the body comes
+ * from a read callback whose seek callback refuses.  The exception is an HTTP/2
+ * stream that the peer has disowned, by REFUSED_STREAM or by a GOAWAY that names
+ * an earlier one as the last that it will act upon (RFC 9113, 8.7): it is free
+ * to go again.  libcurl knows but has no interface that tells, so we read it off
+ * its trace, from the lines that libcurl writes itself and not from those that
+ * repeat what the peer said.  Where a version words its trace differently, such
+ * a request is in doubt, which is safe.
  *
  * Crash story: what was in flight is in the journal as "sending", and in
  * doubt.  All state here is the process's own.
@@ -55,16 +57,27 @@
 /* Streams that a peer lets a connection carry are 100 or more (RFC 9113). */
 #define STREAMS_PER_CONNECTION	100
 
-/* Idle connections are closed by us before the usual peer does, in seconds. */
-#define MAX_IDLE_SECONDS	30L
+/*
+ * Idle connections are closed by us before the usual peer does, in whole
+ * seconds that have passed.  A request that meets the end of a connection is
+ * in doubt over HTTP/1.1, where some peers wait for 5 seconds only.
+ */
+#define MAX_IDLE_SECONDS		30L
+#define MAX_IDLE_SECONDS_HTTP1	3L
 
 #define MAX_EVENTS			64
 
-/*
- * A call whose stream the peer disowned starts again this often; libcurl has
- * tried a few connections each time.
- */
+/* How often a call of which nothing counts as sent starts again at once. */
 #define MAX_RESTARTS		20
+
+/*
+ * An HTTP request has no use for this option, save that libcurl asks it, for
+ * any protocol, whether it may repeat a request that had no answer.  It still
+ * repeats what went on a stream that the peer refused, and its trace says so,
+ * which it does not without the option.
+ */
+#define NEVER_REPEAT(easy) \
+	curl_easy_setopt(easy, CURLOPT_RTSP_REQUEST, (long) CURL_RTSPREQ_RECEIVE)
 
 /* Disowned streams of this many connections are remembered. */
 #define MAX_GOAWAYS			16
@@ -106,8 +119,9 @@ struct HttpCall
 	char	   *answer;
 	size_t		answer_len;
 	size_t		answer_size;
-	bool		disowned;		/* the peer disowned an earlier stream of it */
-	int			restarts;		/* after that */
+	bool		refused;		/* the peer refused that stream */
+	bool		disowned;		/* the peer disowned the one before */
+	int			restarts;		/* libcurl's and ours */
 	CURLcode	result;
 	char		error[CURL_ERROR_SIZE];
 	HttpCall   *next;
@@ -208,6 +222,8 @@ forget_goaways(HttpPool *pool, long port)
 static bool
 stream_disowned(const HttpCall *call)
 {
+	if (call->refused)
+		return true;
 	for (int i = 0; call->stream > 0 && i < MAX_GOAWAYS; i++)
 	{
 		const Goaway *goaway = &call->pool->goaways[i];
@@ -219,19 +235,38 @@ stream_disowned(const HttpCall *call)
 	return false;
 }
 
+/* The status of the answer, 0 if none has begun. */
+static long
+answer_status(const HttpCall *call)
+{
+	long		status = 0;
+
+	curl_easy_getinfo(call->easy, CURLINFO_RESPONSE_CODE, &status);
+	return status;
+}
+
+/* The call's attempt is over; what it sent counts unless it was disowned. */
+static void
+leave_stream(HttpCall *call)
+{
+	if (stream_disowned(call) && answer_status(call) == 0)
+	{
+		call->disowned = true;
+		call->pos = 0;
+	}
+	call->refused = false;
+	call->stream = 0;
+	call->restarts++;
+}
+
 /* To send the body again is our decision, not libcurl's. */
 static int
 seek_body(void *arg, curl_off_t offset, int origin)
 {
-	HttpCall   *call = arg;
+	const HttpCall *call = arg;
 
-	if (offset != 0 || origin != SEEK_SET ||
-		(call->pos > 0 && !stream_disowned(call)))
-		return CURL_SEEKFUNC_FAIL;
-	call->disowned = call->disowned || call->pos > 0;
-	call->pos = 0;
-	call->stream = 0;
-	return CURL_SEEKFUNC_OK;
+	return offset == 0 && origin == SEEK_SET && call->pos == 0 ?
+		CURL_SEEKFUNC_OK : CURL_SEEKFUNC_FAIL;
 }
 
 /* The number after "name" in the text, or -1. */
@@ -243,7 +278,11 @@ number_after(const char *text, const char *name)
 	return found != NULL ? strtol(found + strlen(name), NULL, 10) : -1;
 }
 
-/* Read stream numbers and GOAWAYs off libcurl's trace; log nothing of it. */
+/*
+ * Read off libcurl's trace what became of streams; log nothing of it.  A GOAWAY
+ * counts if the call has a stream, because only then it is certain which
+ * connection it came on: a call that looks for one meets those of idle ones.
+ */
 static int
 read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 {
@@ -253,7 +292,7 @@ read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 
 	/* of a dozen lines for each request, few begin like those */
 	if (type != CURLINFO_TEXT || call == NULL || size == 0 ||
-		(data[0] != 'U' && data[0] != 'r' && data[0] != '['))
+		strchr("U[rRC", data[0]) == NULL)
 		return 0;
 	size = Min(size, sizeof(text) - 1);
 	memcpy(text, data, size);
@@ -264,12 +303,17 @@ read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 	{
 		call->stream = number;
 		call->port = local_port(easy);
+		call->disowned = false;
 		if (number == 1)
 			forget_goaways(call->pool, call->port);
 	}
-	else if (strstr(text, "GOAWAY, error=") != NULL &&
+	else if (call->stream > 0 && strstr(text, "GOAWAY, error=") != NULL &&
 			 (number = number_after(text, "last_stream=")) >= 0)
-		note_goaway(call->pool, local_port(easy), number);
+		note_goaway(call->pool, call->port, number);
+	else if (strncmp(text, "REFUSED_STREAM, retrying", 24) == 0)
+		call->refused = true;
+	else if (strncmp(text, "Connection died, ", 17) == 0)
+		leave_stream(call);
 	return 0;
 }
 
@@ -561,7 +605,6 @@ new_handle(HttpPool *pool)
 					 pool->options.proxy != NULL ? pool->options.proxy : "");
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
-	curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN, MAX_IDLE_SECONDS);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) pool->options.connect_timeout);
 	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) pool->options.request_timeout);
@@ -570,6 +613,7 @@ new_handle(HttpPool *pool)
 	curl_easy_setopt(easy, CURLOPT_POST, 1L);
 	curl_easy_setopt(easy, CURLOPT_READFUNCTION, read_body);
 	curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, seek_body);
+	NEVER_REPEAT(easy);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, write_answer);
 	curl_easy_setopt(easy, CURLOPT_VERBOSE, 1L);
 	curl_easy_setopt(easy, CURLOPT_DEBUGFUNCTION, read_trace);
@@ -615,6 +659,8 @@ start_call(HttpCall *call, const char *url)
 
 	if (curl_easy_setopt(easy, CURLOPT_URL, url) != CURLE_OK)
 		return false;
+	curl_easy_setopt(easy, CURLOPT_MAXAGE_CONN,
+					 call->pool->http1 ? MAX_IDLE_SECONDS_HTTP1 : MAX_IDLE_SECONDS);
 	curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) call->len);
 	curl_easy_setopt(easy, CURLOPT_READDATA, call);
 	curl_easy_setopt(easy, CURLOPT_SEEKDATA, call);
@@ -670,19 +716,36 @@ learn_protocol(HttpCall *call)
 }
 
 /*
- * A peer that retires a connection is no failure: what it disowned starts
- * again.  False if the call has really ended.
+ * Has the call met the end of a connection, and did its fate not depend on it?
+ * A connection that served before may end at any time, and a new one serves.
+ */
+static bool
+met_retired_connection(const HttpCall *call)
+{
+	long		opened = 0;
+
+	if (call->result != CURLE_SEND_ERROR && call->result != CURLE_RECV_ERROR &&
+		call->result != CURLE_GOT_NOTHING && call->result != CURLE_HTTP2 &&
+		call->result != CURLE_PARTIAL_FILE)
+		return false;
+	curl_easy_getinfo(call->easy, CURLINFO_NUM_CONNECTS, &opened);
+	return call->disowned || (call->pos == 0 && opened == 0);
+}
+
+/*
+ * A peer that retires a connection is no failure: what it did not take from
+ * there starts again.  False if the call has really ended.
  */
 static bool
 restart_call(HttpCall *call)
 {
-	bool		disowned = call->pos > 0 ? stream_disowned(call) :
-	call->result == CURLE_SEND_ERROR && call->disowned;
-
-	if (call->result == CURLE_OK || !disowned || call->restarts++ >= MAX_RESTARTS)
+	if (call->result == CURLE_OK)
 		return false;
-	call->pos = call->answer_len = 0;
-	call->stream = 0;
+	leave_stream(call);
+	if (call->restarts > MAX_RESTARTS || !met_retired_connection(call))
+		return false;
+	call->disowned = false;
+	call->answer_len = 0;
 	call->error[0] = '\0';
 	return curl_multi_add_handle(call->pool->multi, call->easy) == CURLM_OK;
 }
@@ -701,6 +764,9 @@ collect_finished(HttpPool *pool)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &call);
 		call->result = message->data.result;
+		/* so says libcurl if others use the connection that ended */
+		if (call->result == CURLE_OK && answer_status(call) == 0)
+			call->result = CURLE_GOT_NOTHING;
 		learn_protocol(call);
 		curl_multi_remove_handle(pool->multi, call->easy);
 		if (restart_call(call))
@@ -793,23 +859,22 @@ http_wait(long timeout, uint32 wait_event)
 }
 
 /*
- * If libcurl took no byte of the body, or the peer disowned the stream,
- * nothing arrived that the API could have acted on.  Anything else that has
- * no answer is in doubt.
+ * If libcurl took no byte of the body since the peer disowned all that went
+ * before, nothing arrived that the API could have acted on.  Anything else
+ * that has no answer is in doubt.
  */
 static TransferEnd
 transfer_end(const HttpCall *call)
 {
 	if (call->result == CURLE_OK)
 		return TRANSFER_ANSWERED;
-	return call->pos == 0 || stream_disowned(call) ? TRANSFER_NOT_SENT : TRANSFER_IN_DOUBT;
+	return call->pos == 0 ? TRANSFER_NOT_SENT : TRANSFER_IN_DOUBT;
 }
 
 HttpCall *
 http_finished(void **tag, Transfer *transfer)
 {
 	HttpCall   *call = finished_first;
-	long		status = 0;
 	curl_off_t	retry_after = 0;
 
 	if (call == NULL)
@@ -818,11 +883,10 @@ http_finished(void **tag, Transfer *transfer)
 	if (finished_first == NULL)
 		finished_last = NULL;
 
-	curl_easy_getinfo(call->easy, CURLINFO_RESPONSE_CODE, &status);
 	curl_easy_getinfo(call->easy, CURLINFO_RETRY_AFTER, &retry_after);
 	*tag = call->tag;
 	transfer->end = transfer_end(call);
-	transfer->http_status = (int) status;
+	transfer->http_status = (int) answer_status(call);
 	transfer->retry_after = retry_after > 0 ? (int) Min(retry_after, PG_INT32_MAX) : -1;
 	transfer->error = NULL;
 	if (call->result != CURLE_OK)
@@ -839,7 +903,8 @@ http_release(HttpCall *call)
 	HttpPool   *pool = call->pool;
 
 	curl_easy_setopt(call->easy, CURLOPT_DEBUGDATA, NULL);
-	if (pool->nidle < pool->options.max_in_flight)
+	/* libcurl remembers in the handle that a stream was refused, for too long */
+	if (call->result == CURLE_OK && pool->nidle < pool->options.max_in_flight)
 		pool->idle[pool->nidle++] = call->easy;
 	else
 		curl_easy_cleanup(call->easy);

@@ -36,6 +36,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "activation.h"
 #include "compat.h"
 #include "enqueue.h"
 #include "journal.h"
@@ -538,6 +539,7 @@ change_server(FunctionCallInfo fcinfo, const char *sql, int nparams)
 	session_begin(&session, fcinfo->flinfo->fn_oid);
 	run(&session, sql, nparams, types, values);
 	session_end(&session);
+	activation_ensure(session.outbox);
 	wake_request();
 }
 

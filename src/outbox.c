@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_server.h"
@@ -103,6 +104,10 @@ typedef enum Statement
 	INSERT_SERVER,
 	LOCK_SERVER,
 	NOTE_SERVER,
+	COUNT_ACTIVATIONS,
+	HOLD_SERVERS,
+	FORGET_ACTIVATIONS,
+	ADD_ACTIVATION,
 	NSTATEMENTS
 } Statement;
 
@@ -326,6 +331,28 @@ static const struct
 		" next_probe_at = $5, since = $7 WHERE server = $1",
 		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
 	},
+	[COUNT_ACTIVATIONS] = {
+		"SELECT count(*), count(*) FILTER (WHERE a.system_identifier <> $1 OR a.database_oid <> $2) "
+		"FROM @.push_activation a",
+		{INT8OID, OIDOID}
+	},
+	[HOLD_SERVERS] = {
+		"INSERT INTO @.push_server AS p (server, state, reason, since) "
+		"SELECT s.srvname, 'held', 'copied from another database; timpush_resume() lets it send', clock_timestamp() "
+		"FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw "
+		"WHERE w.fdwname = 'timpush' "
+		"ON CONFLICT (server) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
+		" error_code = NULL, next_probe_at = NULL, since = excluded.since",
+		{0}
+	},
+	[FORGET_ACTIVATIONS] = {
+		"DELETE FROM @.push_activation",
+		{0}
+	},
+	[ADD_ACTIVATION] = {
+		"INSERT INTO @.push_activation (system_identifier, database_oid) VALUES ($1, $2)",
+		{INT8OID, OIDOID}
+	},
 };
 
 static SPIPlanPtr plans[NSTATEMENTS];
@@ -339,7 +366,7 @@ static Journal journal;
 /* Our tables with their indexes and sequences: what a transaction locks. */
 static const char *const table_names[] = {
 	"push_outbox", "push_request", "push_result", "push_error", "push_server",
-	"push_server_key", "push_worker"
+	"push_server_key", "push_worker", "push_activation"
 };
 static List *lock_oids = NIL;
 
@@ -649,7 +676,8 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 	tuple = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
 	label = SPI_getvalue(tuple, desc, 1);
-	state->paused = strcmp(label, "paused") == 0 || strcmp(label, "held") == 0;
+	state->held = strcmp(label, "held") == 0;
+	state->paused = state->held || strcmp(label, "paused") == 0;
 	state->suspended = strcmp(label, "suspended") == 0;
 	state->random_key = (uint64) DatumGetInt64(load_column(tuple, desc, 2));
 	state->next_probe_at = DatumGetTimestampTz(load_column(tuple, desc, 4));
@@ -683,6 +711,30 @@ outbox_note_server(const ServerOptions *server, const char *state,
 	values[6] = TimestampTzGetDatum(since);
 	run(NOTE_SERVER, values, nulls);
 	return true;
+}
+
+/* ------------------------------------------------------------------------
+ * Copies
+ * ------------------------------------------------------------------------
+ */
+
+OutboxOrigin
+outbox_check_origin(void)
+{
+	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+	ObjectIdGetDatum(MyDatabaseId)};
+	int64		notes;
+	int64		foreign;
+
+	run(COUNT_ACTIVATIONS, values, NULL);
+	notes = DatumGetInt64(load_column(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+	foreign = DatumGetInt64(load_column(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
+	if (foreign == 0)
+		return notes == 0 ? OUTBOX_UNUSED : OUTBOX_ORIGINAL;
+	run(HOLD_SERVERS, NULL, NULL);
+	run(FORGET_ACTIVATIONS, NULL, NULL);
+	run(ADD_ACTIVATION, values, NULL);
+	return OUTBOX_COPY;
 }
 
 /* ------------------------------------------------------------------------

@@ -21,6 +21,7 @@
 typedef struct ServerState
 {
 	bool		paused;			/* paused or held: nothing may leave */
+	bool		held;			/* the database is a copy of another one */
 	bool		suspended;
 	char	   *reason;			/* of its trouble, NULL: none */
 	int			error_code;
@@ -54,6 +55,19 @@ typedef enum OutboxAccess
 extern OutboxAccess outbox_begin(void);
 extern void outbox_commit(void);
 extern void outbox_abort(void);
+
+/*
+ * Were the pushes enqueued in this database?  In a copy of another one, all
+ * servers become "held" now, and the copy is an original from then on.
+ */
+typedef enum OutboxOrigin
+{
+	OUTBOX_UNUSED,				/* no push has been enqueued, whatever waits */
+	OUTBOX_ORIGINAL,
+	OUTBOX_COPY
+} OutboxOrigin;
+
+extern OutboxOrigin outbox_check_origin(void);
 
 /*
  * push_server's row of the server, made if it is not there; palloc'd text.

@@ -292,6 +292,25 @@ digits_of(Jsonb *extra)
 	return digits;
 }
 
+/* Bytes of the text that an object Ext becomes, or 0. */
+static size_t
+ext_size(Jsonb *extra)
+{
+	StringInfoData string;
+	JsonbValue	info;
+	JsonbValue	ext;
+
+	if (!JB_ROOT_IS_OBJECT(extra) ||
+		jsonb_field(&extra->root, "OfflinePushInfo", &info) == NULL ||
+		info.type != jbvBinary || !JsonContainerIsObject(info.val.binary.data) ||
+		jsonb_field(info.val.binary.data, "Ext", &ext) == NULL || ext.type != jbvBinary)
+		return 0;
+	initStringInfo(&string);
+	(void) JsonbToCString(&string, ext.val.binary.data, ext.val.binary.len);
+	pfree(string.data);
+	return string.len;
+}
+
 /* What no service would take must not get into the worker's way either. */
 static void
 check_size(const PushFields *push)
@@ -301,6 +320,8 @@ check_size(const PushFields *push)
 
 	if (push->extra != NULL)
 		size += VARSIZE_ANY_EXHDR(push->extra) + digits_of(push->extra);
+	if (push->extra != NULL && size <= PUSH_MAX_CONTENT)
+		size += ext_size(push->extra);
 	if (size > PUSH_MAX_CONTENT)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

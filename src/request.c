@@ -268,3 +268,13 @@ request_redact(char *string, const char *usersig)
 	for (p = string; (p = strstr(p, prefix)) != NULL;)
 		p = Max(blank_run(p), p + 1);
 }
+
+void
+request_redact_outcome(Outcome *outcome, const char *usersig)
+{
+	request_redact(outcome->error_info, usersig);
+	if (outcome->task_id != NULL)
+		request_redact(outcome->task_id, usersig);
+	for (int i = 0; i < outcome->nerrors; i++)
+		request_redact(outcome->errors[i].info, usersig);
+}

@@ -111,4 +111,7 @@ extern bool request_all_expired(const Request *request, TimestampTz when);
  */
 extern void request_redact(char *string, const char *usersig);
 
+/* The same for all texts of an outcome that are recorded. */
+extern void request_redact_outcome(Outcome *outcome, const char *usersig);
+
 #endif							/* TIMPUSH_REQUEST_H */

@@ -888,7 +888,7 @@ response_outcome(const Transfer *transfer, Outcome *outcome)
 	outcome->error_info = mask_usersig(answer.info != NULL ?
 									   answer.info : cut_text("", 0));
 	if (answer.task_id != NULL && answer.task_id[0] != '\0')
-		outcome->task_id = answer.task_id;
+		outcome->task_id = mask_usersig(answer.task_id);
 	outcome->nerrors = answer.nerrors;
 	outcome->errors = answer.nerrors > 0 ? answer.errors : NULL;
 }

@@ -79,7 +79,8 @@ typedef struct Outcome
  * Judge a finished transfer by policy: parse the body if there is one and
  * classify.  Never fails: what cannot be read is an outcome too.  All strings
  * are palloc'd in the current memory context and are valid UTF-8 without NUL.
- * A UserSig that the other side echoes is masked in every error text.
+ * A UserSig that the other side echoes is masked in every text but that of an
+ * account.
  */
 extern void response_outcome(const Transfer *transfer, Outcome *outcome);
 

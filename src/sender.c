@@ -852,15 +852,6 @@ sender_take_back(Sender *sender, const char *why)
  * ------------------------------------------------------------------------
  */
 
-/* An answer may repeat the URL, which holds the signature. */
-static void
-redact_outcome(const Sender *sender, Outcome *outcome)
-{
-	request_redact(outcome->error_info, sender->usersig);
-	for (int i = 0; i < outcome->nerrors; i++)
-		request_redact(outcome->errors[i].info, sender->usersig);
-}
-
 /* A refusal without the API's words may be a passing fault of a gateway. */
 static void
 bound_refusals(Sender *sender, Outcome *outcome)
@@ -877,7 +868,8 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 
 	request->ended_at = GetCurrentTimestamp();
 	response_outcome(transfer, &request->outcome);
-	redact_outcome(sender, &request->outcome);
+	/* an answer may repeat the URL, which holds the signature */
+	request_redact_outcome(&request->outcome, sender->usersig);
 	bound_refusals(sender, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);

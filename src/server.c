@@ -32,6 +32,7 @@
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 #include "utils/acl.h"
@@ -226,17 +227,22 @@ valid_host(const char *value)
 	return atoi(port + 1) >= 1 && atoi(port + 1) <= 65535;
 }
 
-/* What a UserSig can be made for, and not just blanks. */
+/*
+ * What a UserSig can be made for, and not just blanks.  The API takes it in
+ * UTF-8; raises an error if that has no such characters.
+ */
 static bool
 valid_identifier(const char *value)
 {
-	for (const char *s = value; *s != '\0'; s++)
+	const char *utf8 = pg_server_to_any(value, (int) strlen(value), PG_UTF8);
+
+	for (const char *s = utf8; *s != '\0'; s++)
 	{
 		if ((unsigned char) *s < 0x20)
 			return false;
 	}
-	return strlen(value) <= USERSIG_MAX_IDENTIFIER &&
-		strspn(value, " ") < strlen(value);
+	return strlen(utf8) <= USERSIG_MAX_IDENTIFIER &&
+		strspn(utf8, " ") < strlen(utf8);
 }
 
 static bool
@@ -634,6 +640,9 @@ server_load(Oid serverid)
 	mapping = public_mapping_options(serverid, &result->has_mapping, &mapping_version);
 	result->version = (uint64) server_row_version(serverid) << 32 | mapping_version;
 	result->identifier = text_option(mapping, "identifier");
+	if (result->identifier != NULL)
+		result->identifier = pg_server_to_any(result->identifier,
+											  (int) strlen(result->identifier), PG_UTF8);
 	result->secret_key = text_option(mapping, "secret_key");
 	result->secret_key_file = text_option(mapping, "secret_key_file");
 	result->usersig = text_option(mapping, "usersig");

@@ -28,7 +28,7 @@ typedef struct ServerOptions
 	char	   *ca_file;		/* NULL: the system's store */
 	char	   *proxy;			/* NULL: none */
 	bool		has_mapping;	/* a user mapping FOR PUBLIC exists */
-	char	   *identifier;
+	char	   *identifier;		/* UTF-8 */
 	char	   *secret_key;		/* exactly one of these three */
 	char	   *secret_key_file;
 	char	   *usersig;

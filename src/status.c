@@ -15,6 +15,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -175,9 +176,10 @@ lifetime_seconds(Interval *interval)
 }
 
 static text *
-sign_for(const ServerOptions *server, const char *userid, int64 lifetime)
+sign_for(const ServerOptions *server, char *userid, int64 lifetime)
 {
 	char		sig[USERSIG_MAX_LEN];
+	char	   *utf8 = pg_server_to_any(userid, (int) strlen(userid), PG_UTF8);
 	char	   *problem = NULL;
 	size_t		len;
 	char	   *key = server_read_key(server, &len, &problem);
@@ -188,7 +190,7 @@ sign_for(const ServerOptions *server, const char *userid, int64 lifetime)
 				(errcode(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY),
 				 errmsg("cannot make a UserSig: %s", problem),
 				 errhint("Set secret_key_file or secret_key in the user mapping FOR PUBLIC of the server.")));
-	made = usersig_make(sig, key, len, userid, server->sdkappid,
+	made = usersig_make(sig, key, len, utf8, server->sdkappid,
 						(int64) time(NULL), lifetime);
 	server_free_key(key, len);
 	if (!made)

@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -442,6 +443,21 @@ claim_for_all(TimestampTz now)
 		claim_for(lfirst(cell), now);
 }
 
+/* Holds the servers of a copy, and says so; once, as it is none afterwards. */
+static OutboxOrigin
+check_origin(void)
+{
+	OutboxOrigin origin = outbox_check_origin();
+
+	if (origin == OUTBOX_COPY)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("timpush: database \"%s\" is a copy of another one, so its servers are held",
+						get_database_name(MyDatabaseId)),
+				 errhint("If its pushes are to be sent from here, call timpush_resume() for each server.")));
+	return origin;
+}
+
 static void
 load_server_states(TimestampTz now)
 {
@@ -450,6 +466,7 @@ load_server_states(TimestampTz now)
 	if (states_due > now)
 		return;
 	states_due = DT_NOEND;
+	(void) check_origin();
 	foreach(cell, senders)
 	{
 		if (!sender_load_state(lfirst(cell)))
@@ -1033,6 +1050,31 @@ open_database(void)
 	return found;
 }
 
+/*
+ * Where nothing is to be sent, nothing is touched: rows may still be coming
+ * from a dump.  Whatever changes that wakes a new worker.
+ */
+static void
+leave_alone(void)
+{
+	outbox_commit();
+	shared_worker_leaves(DT_NOEND);
+	proc_exit(0);
+}
+
+static bool
+all_held(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, senders)
+	{
+		if (!((Sender *) lfirst(cell))->state.held)
+			return false;
+	}
+	return senders != NIL;
+}
+
 /* False if timpush is gone. */
 static bool
 start_up(void)
@@ -1047,8 +1089,12 @@ start_up(void)
 	}
 	if (access == OUTBOX_GONE)
 		return false;
+	if (check_origin() != OUTBOX_ORIGINAL)
+		leave_alone();
 	refresh_senders();
 	load_server_states(GetCurrentTimestamp());
+	if (all_held())
+		leave_alone();
 	adopt_orphans();
 	outbox_commit();
 	MemoryContextSwitchTo(worker_context);

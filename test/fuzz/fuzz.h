@@ -33,6 +33,9 @@ extern void fuzz_trigger(FuzzInput *input);
 /* The next field as a text of the database's encoding, "" at the end. */
 extern char *fuzz_field(FuzzInput *input);
 
+/* The same, what stands between the bytes 2 and 3 being there 1024 times. */
+extern char *fuzz_long_field(FuzzInput *input);
+
 /* A text that no error may repeat, or NULL; forgotten after each input. */
 extern void fuzz_forbid(const char *secret);
 

@@ -18,6 +18,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -25,6 +26,12 @@
 #include "utils/resowner.h"
 
 #include "fuzz.h"
+
+/* A repeated part of a field, and how long a field can become by it. */
+#define REPEAT_BEGIN	'\002'
+#define REPEAT_END		'\003'
+#define REPEAT_TIMES	1024
+#define REPEAT_MAX_LEN	(256 * 1024)
 
 PG_FUNCTION_INFO_V1(timpush_fuzz);
 
@@ -90,6 +97,30 @@ fuzz_field(FuzzInput *input)
 	input->left -= len;
 	make_valid(text, (int) strlen(text));
 	return text;
+}
+
+char *
+fuzz_long_field(FuzzInput *input)
+{
+	char	   *field = fuzz_field(input);
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (const char *p = field; *p != '\0'; p++)
+	{
+		const char *end = *p == REPEAT_BEGIN ? strchr(p, REPEAT_END) : NULL;
+
+		if (end == NULL)
+		{
+			appendStringInfoChar(&buf, *p);
+			continue;
+		}
+		for (int i = 0; i < REPEAT_TIMES && buf.len < REPEAT_MAX_LEN; i++)
+			appendBinaryStringInfo(&buf, p + 1, (int) (end - p - 1));
+		p = end;
+	}
+	make_valid(buf.data, buf.len);
+	return buf.data;
 }
 
 static void

@@ -144,6 +144,8 @@ check_url_parts(CURLU *url, const ServerOptions *server, const char *usersig)
 	same_text(url_part(url, CURLUPART_FRAGMENT, 0), NULL);
 	same_text(query_value(query, "sdkappid="), psprintf("%u", server->sdkappid));
 	same_text(query_value(query, "&identifier="), server->identifier);
+	fuzz_check(pg_encoding_verifymbstr(PG_UTF8, server->identifier, (int) strlen(server->identifier)) ==
+			   (int) strlen(server->identifier));
 	same_text(query_value(query, "&usersig="), usersig);
 }
 
@@ -216,7 +218,8 @@ check_mapping(List *options, bool plain_role)
 	char		usersig[USERSIG_MAX_LEN];
 
 	fuzz_check(server->has_mapping);
-	same_text(server->identifier, given(options, "identifier"));
+	same_text(pg_any_to_server(server->identifier, (int) strlen(server->identifier), PG_UTF8),
+			  given(options, "identifier"));
 	same_text(server->secret_key, given(options, "secret_key"));
 	same_text(server->secret_key_file, given(options, "secret_key_file"));
 	same_text(server->usersig, given(options, "usersig"));

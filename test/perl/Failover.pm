@@ -35,9 +35,12 @@ use Time::HiRes qw(sleep time);
 use TimpushTest;
 
 our @EXPORT = qw(load_sql start_load stop_load acknowledged cluster_processes
-  kill_cluster titles ok_sends_nothing ok_accounting);
+  kill_cluster kill_postmaster titles ok_sends_nothing ok_accounting);
 
 my @loads;
+
+# of clusters that were killed
+my (%shared_files, %killed);
 
 =head1 FUNCTIONS
 
@@ -113,7 +116,7 @@ sub start_load
 	};
 
 	push @loads, $load;
-	foreach my $client (1 .. 3)
+	foreach my $client (1 .. 2)
 	{
 		my $pid = fork // die "could not fork: $!";
 		if ($pid == 0)
@@ -190,25 +193,75 @@ sub cluster_processes
 Kills the postmaster and then all its children by SIGKILL, and returns when
 they are gone and the cluster can be started again.
 
+=head2 kill_postmaster($node)
+
+Kills the postmaster alone, so that the children find out by themselves.
+
 =cut
 
 sub kill_cluster
 {
 	my ($node) = @_;
 
+	_note_shared_memory($node);
 	$node->kill9;
+	kill 'KILL', cluster_processes($node);
+	_wait_for_end($node);
+	return;
+}
+
+sub kill_postmaster
+{
+	my ($node) = @_;
+
+	_note_shared_memory($node);
+	$node->kill9;
+	_wait_for_end($node);
+	return;
+}
+
+sub _wait_for_end
+{
+	my ($node) = @_;
+
 	wait_until(
-		sub {
-			my @pids = cluster_processes($node);
-			kill 'KILL', @pids;
-			return !@pids;
-		},
+		sub { !cluster_processes($node) },
 		'the killed processes to go away');
 
 	# the postmaster looks alive until init has taken note of its end
 	unlink $node->data_dir . '/postmaster.pid',
 	  $node->host . '/.s.PGSQL.' . $node->port . '.lock';
 	return;
+}
+
+# A cluster that is killed leaves its shared memory behind until it is started
+# again, which a test that dies does not do.
+sub _note_shared_memory
+{
+	my ($node) = @_;
+
+	foreach my $pid (cluster_processes($node))
+	{
+		open my $maps, '<', "/proc/$pid/maps" or next;
+		while (<$maps>)
+		{
+			$shared_files{$1} = 1 if m!(/dev/shm/PostgreSQL\.\d+)!;
+		}
+		$killed{$pid} = 1;
+	}
+	return;
+}
+
+END
+{
+	my $status = $?;
+	unlink keys %shared_files;
+	foreach (%killed ? `ipcs -m -p` : ())
+	{
+		my ($id, undef, $creator) = split;
+		system('ipcrm', '-m', $id) if $creator && $killed{$creator};
+	}
+	$? = $status;
 }
 
 =head2 titles($node)

@@ -43,7 +43,8 @@ my $script = File::Spec->rel2abs(
 
 # Options of "fake start" that take a value.
 my @value_options =
-  qw(sdkappid key identifier port keepalive_requests idle max_streams workers);
+  qw(sdkappid key identifier port keepalive_requests idle max_streams preread
+  workers);
 
 # Options of a user mapping; any other one is of the server.
 my %mapping_option = map { $_ => 1 }
@@ -58,7 +59,7 @@ my %running;
 C<dir> is the directory to work in, by default a temporary one.  Further
 options are those of C<fake start>, with underscores: sdkappid, key,
 identifier (a name or a list), port, keepalive_requests, idle, max_streams,
-workers, http1 (boolean), and apps, a hash of further sdkappid => key.
+preread, workers, http1 (boolean), and apps, a hash of further sdkappid => key.
 
 =cut
 

@@ -5,6 +5,9 @@ use strict;
 use warnings;
 use utf8;
 
+use Compress::Zlib qw(uncompress);
+use JSON::PP;
+use MIME::Base64 qw(decode_base64);
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
@@ -171,12 +174,13 @@ set_config($node, 'timpush.enabled' => undef);
 settle($node);
 
 # A database in another encoding, with a service whose ledger it can read
-my $latin_tim = FakeTIM->new->start;
 my $latin = in_utf8('Größe');
+my $latin_tim = FakeTIM->new(identifier => $latin)->start;
 $node->safe_psql('postgres',
 	"CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
 $node->safe_psql('latin',
-	'CREATE EXTENSION timpush;' . $latin_tim->create_server_sql('latin'));
+	"SET client_encoding = 'UTF8'; CREATE EXTENSION timpush;"
+	  . $latin_tim->create_server_sql('latin'));
 $node->safe_psql(
 	'latin', "SET client_encoding = 'UTF8';
 	SELECT timpush_batch('administrator', ARRAY['$latin', 'nobody-$latin'], '$latin', '')"
@@ -191,6 +195,13 @@ is( $node->safe_psql(
 	'and what comes back is found again');
 is(status($node, 1, dbname => 'latin')->{maybe_duplicate},
 	0, 'at the first attempt');
+(   my $usersig = $node->safe_psql(
+		'latin',
+		"SET client_encoding = 'UTF8'; SELECT timpush_usersig('$latin')")
+) =~ tr{*\-_}{+/=};
+is( JSON::PP->new->utf8->decode(uncompress(decode_base64($usersig)))
+	  ->{'TLS.identifier'},
+	'Größe', 'a UserSig is made for a name in UTF-8');
 
 $tim->ok_ledger($node, 'tables and ledger agree');
 $latin_tim->ok_ledger($node, 'also in the other encoding', dbname => 'latin');

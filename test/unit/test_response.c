@@ -310,6 +310,9 @@ check_unreadable(void)
 		"{\"ErrorCode\":-2147483649}", "{\"ErrorCode\":4294967296}",
 		"{\"ErrorCode\":18446744073709551616}",
 		"{\"ErrorCode\":99999999999999999999999999999999999999999999999999}",
+		"{\"ErrorCode\":1234567890123456789012345678901234567890}",
+		"{\"ErrorCode\":1e400}", "{\"ErrorCode\":-1e400}",
+		"{\"ErrorCode\":1e-400}",
 		"{\"ErrorCode\":00}", "{\"ErrorCode\":+1}", "{\"ErrorCode\":0x0}",
 		"{\"ErrorCode\":NaN}", "{ErrorCode:0}", "{'ErrorCode':0}",
 		"{\"ErrorCode\":0", "{\"ErrorCode\":0}}", "{\"ErrorCode\":0}{}",
@@ -442,6 +445,8 @@ check_texts(void)
 		   "text %d is read", i);
 	}
 
+	is(judge(200, "{\"ErrorCode\":0,\"TaskId\":\"" USERSIG "\"}").task_id,
+	   "***", "no UserSig in a TaskId");
 	is(judge(400, "GET /x?usersig=" USERSIG "&a=1 refused").error_info,
 	   "unreadable answer (HTTP 400): GET /x?usersig=***&a=1 refused "
 	   "(not valid JSON)", "no UserSig in an excerpt");
@@ -499,6 +504,46 @@ check_depth(void)
 		o = judge_bytes(200, buf.data, (size_t) buf.len);
 		ok(o.has_code == (depth <= RESPONSE_MAX_DEPTH), "depth %d", depth);
 	}
+}
+
+/* So deep that whoever calls himself for each level runs out of stack. */
+static void
+check_abyss(const char *open, const char *close)
+{
+	const int	levels = 100 * 1000;
+	StringInfoData buf;
+	Outcome		o;
+
+	context_reset();
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "{\"ErrorCode\":0,\"a\":");
+	repeat(&buf, open, levels);
+	appendStringInfoChar(&buf, '1');
+	repeat(&buf, close, levels);
+	appendStringInfoChar(&buf, '}');
+	o = judge_bytes(200, buf.data, (size_t) buf.len);
+	ok(!o.has_code && strstr(o.error_info, "(nested too deeply)") != NULL,
+	   "%d levels of %s are refused", levels, open);
+	context_reset();
+}
+
+/* A body that is too long is looked at as far as it is quoted. */
+static void
+check_flood(void)
+{
+	const size_t size = 100 * 1024 * 1024;
+	char	   *body = malloc(size);
+	Transfer	transfer = {TRANSFER_ANSWERED, 200, -1, NULL, body, size};
+	Outcome		o;
+
+	context_reset();
+	memset(body, '[', size);
+	response_outcome(&transfer, &o);
+	ok(o.class == OUTCOME_UNKNOWN && strstr(o.error_info, "(body too long)") != NULL,
+	   "100 MB are refused");
+	ok(context_peak() < 8192, "with %zu bytes", context_peak());
+	context_reset();
+	free(body);
 }
 
 /* Bodies far larger than any that the caller lets through. */
@@ -608,6 +653,10 @@ main(void)
 	check_texts();
 	check_cuts();
 	check_depth();
+	check_abyss("[", "]");
+	check_abyss("{\"a\":", "}");
+	check_abyss("[{\"a\":", "}]");
+	check_flood();
 	check_sizes();
 	check_truncation();
 	check_names();
