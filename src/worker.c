@@ -1080,6 +1080,7 @@ static bool
 start_up(void)
 {
 	OutboxAccess access;
+	OutboxOrigin origin;
 
 	MemoryContextSwitchTo(cycle_context);
 	while ((access = outbox_begin()) == OUTBOX_LOCKED)
@@ -1089,9 +1090,11 @@ start_up(void)
 	}
 	if (access == OUTBOX_GONE)
 		return false;
-	if (check_origin() != OUTBOX_ORIGINAL)
-		leave_alone();
+	origin = check_origin();
+	/* limits count whether or not anything is sent */
 	refresh_senders();
+	if (origin != OUTBOX_ORIGINAL)
+		leave_alone();
 	load_server_states(GetCurrentTimestamp());
 	if (all_held())
 		leave_alone();

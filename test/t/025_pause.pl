@@ -82,6 +82,7 @@ my $user = sql('SELECT current_user');
 #
 # Paused
 #
+worker_has_looked();
 pause('chat');
 is(state_of('chat'), "paused: paused by $user", 'push_server says so');
 my $since = server_state($node, 'chat')->{since};
