@@ -204,7 +204,7 @@ measure_drain()
 
 	o=$(median "${ours[@]}")
 	more=("rows=$ROWS" "rounds=$ROUNDS" "in_flight=$IN_FLIGHT")
-	compare 'distinct pushes / bare loop' "$o" "$(median "${bare[@]}")" pushes/s '>= 0.5' "${more[@]}"
+	compare 'distinct pushes / bare loop' "$o" "$(median "${bare[@]}")" pushes/s '>= 0.7' "${more[@]}"
 	compare 'distinct pushes / bare loop, HTTP/1.1' "$o" "$(median "${http1[@]}")" pushes/s - "${more[@]}"
 	if [[ $NODE == yes ]]; then
 		compare 'distinct pushes / Node worker' "$o" "$(median "${node[@]}")" pushes/s '> 1' "${more[@]}"

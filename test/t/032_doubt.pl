@@ -283,6 +283,15 @@ foreach my $http1 (0, 1)
 	$node->safe_psql('postgres', 'DROP DATABASE prudish WITH (FORCE)');
 }
 
+# The rest needs a peer that is played by a script, whose times a busy machine
+# upsets.
+unless ($ENV{TIMPUSH_LONG})
+{
+	$node->stop;
+	done_testing();
+	exit 0;
+}
+
 # The rest is about a peer that says whatever it likes.
 my $tim = FakeTIM->new->start;
 my $ok = '{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0,"TaskId":"raw"}';
