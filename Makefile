@@ -56,6 +56,12 @@ SHLIB_LINK += -Wl,-Bsymbolic -lstdc++ -lm \
 	$(shell $(CC) -print-file-name=libclang_rt.fuzzer_no_main-$(shell uname -m).a)
 endif
 
+# test/chaos builds with FAULTS=1: the worker then has places where a setting
+# lets things go wrong, see src/fault.c.
+ifdef FAULTS
+OBJS += src/fault.o
+endif
+
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -68,6 +74,10 @@ override CPPFLAGS := $(patsubst -I%,-isystem %,$(filter-out -I. -I./,$(CPPFLAGS)
 ifneq ($(findstring clang,$(CC)),)
 override CFLAGS := $(filter-out -fexcess-precision=% -Wimplicit-fallthrough=% \
 	-Wshadow=% -Wno-format-truncation -Wno-stringop-truncation,$(CFLAGS))
+endif
+
+ifdef FAULTS
+override CPPFLAGS += -DTIMPUSH_FAULTS
 endif
 
 # Any header may matter to any file; there are few of both.

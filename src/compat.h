@@ -84,6 +84,13 @@
 #define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)
 #endif
 
+/* What a check hook leaves for the assign hook is guc.c's memory since 16. */
+#if PG_VERSION_NUM >= 160000
+#define guc_extra(size)	guc_malloc(LOG, (size))
+#else
+#define guc_extra(size)	malloc(size)
+#endif
+
 /* A random number in [0,1): the generator is another one since 15. */
 #if PG_VERSION_NUM >= 150000
 #include "common/pg_prng.h"

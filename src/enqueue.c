@@ -38,6 +38,7 @@
 #include "activation.h"
 #include "compat.h"
 #include "enqueue.h"
+#include "fault.h"
 #include "insert.h"
 #include "outbox_columns.h"
 #include "owner.h"
@@ -544,6 +545,7 @@ enqueue_row(Oid outbox, Datum *values, bool *nulls)
 		return id;
 	if (!insert_plainly(outbox, values, nulls, &id))
 		return insert_by_query(outbox, values, nulls);
+	FAULT_POINT("enqueued");
 	wake_for_row(values, nulls);
 	return id;
 }

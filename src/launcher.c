@@ -38,6 +38,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "fault.h"
 #include "launcher.h"
 #include "shared.h"
 #include "timpush.h"
@@ -195,6 +196,7 @@ start_worker(int slot)
 	strlcpy(worker.bgw_type, "timpush worker", sizeof(worker.bgw_type));
 
 	shared_slot_starting(slot);
+	FAULT_POINT("launch");
 	if (!RegisterDynamicBackgroundWorker(&worker, &children[slot].handle))
 	{
 		children[slot].handle = NULL;
@@ -210,6 +212,7 @@ start_worker(int slot)
 		ereport(LOG, (errmsg("timpush: background worker slots are free again")));
 	no_slot_reported = false;
 	children[slot].starting = true;
+	FAULT_POINT("launched");
 	return true;
 }
 

@@ -39,6 +39,7 @@
 #include "activation.h"
 #include "compat.h"
 #include "enqueue.h"
+#include "fault.h"
 #include "journal.h"
 #include "journal_sql.h"
 #include "load.h"
@@ -396,6 +397,7 @@ timpush_cancel(PG_FUNCTION_ARGS)
 	{
 		journal_open(&journal, session.schema);
 		cancelled = cancel_waiting(&session, &journal, id);
+		FAULT_POINT("cancel");
 		cancelled |= cancel_retrying(&session, &journal, id);
 	}
 	session_end(&session);

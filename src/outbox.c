@@ -41,6 +41,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "fault.h"
 #include "journal.h"
 #include "journal_sql.h"
 #include "load.h"
@@ -700,6 +701,7 @@ outbox_note_server(const ServerOptions *server, const char *state,
 	run(LOCK_SERVER, values, NULL);
 	if (SPI_processed == 0)
 		return false;
+	FAULT_POINT("note-server");
 	values[1] = CStringGetTextDatum(state);
 	values[2] = CStringGetTextDatum(reason != NULL ? reason : "");
 	nulls[2] = reason != NULL ? ' ' : 'n';
@@ -829,6 +831,7 @@ journal_rows(Loaded *loaded, const ComposeBounds *bounds, RecentAccounts *recent
 										   loaded->pushes, state, serverid,
 										   random_key, parent));
 	run_rows(INSERT_REQUESTS, &journal.new_requests);
+	FAULT_POINT("journalled");
 	run_rows(INSERT_RESULTS, &journal.new_results);
 	return requests;
 }
@@ -1256,6 +1259,7 @@ write_outcomes(TimestampTz now)
 		write_sent_results(now);
 	}
 	run_rows(CHANGE_RESULTS, &journal.changed_results);
+	FAULT_POINT("recording");
 	run_rows(INSERT_REQUESTS, &journal.new_requests);
 	run_rows(COPY_RESULTS, &journal.copied_results);
 	run_rows(MOVE_RESULTS, &journal.moved_results);
@@ -1280,6 +1284,7 @@ drop_expired(List *requests, TimestampTz now)
 {
 	ListCell   *cell;
 
+	FAULT_POINT("drop-expired");
 	journal_begin(&journal);
 	foreach(cell, requests)
 		journal_drop_expired(&journal, lfirst(cell), now);
@@ -1310,6 +1315,7 @@ resend_or_expire(List *found, uint64 random_key, TimestampTz now)
 		claimed = lappend(claimed, request);
 	}
 	run_rows(RESEND_REQUESTS, &journal.changed_requests);
+	FAULT_POINT("resend");
 	run_rows(CHANGE_RESULTS, &journal.changed_results);
 
 	drop_expired(expired, now);

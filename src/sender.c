@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "fault.h"
 #include "sender.h"
 #include "shared.h"
 #include "timpush.h"
@@ -468,6 +469,7 @@ ensure_usersig(Sender *sender, TimestampTz now)
 		sender->blocked_until = now + NO_KEY_PAUSE;
 		return false;
 	}
+	FAULT_POINT("key-read");
 	made = usersig_make(sender->usersig, key, len, options->identifier,
 						options->sdkappid, (int64) timestamptz_to_time_t(now),
 						options->usersig_lifetime);
@@ -743,6 +745,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 		return true;
 	}
 	url = request_url(sender->options, sender->usersig, request->msg_random);
+	FAULT_POINT("send");
 	request->usersig_serial = sender->usersig_serial;
 	request->sent_at = now;
 	if (request->first_sent_at == 0)

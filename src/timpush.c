@@ -22,6 +22,7 @@
 
 #include "compat.h"
 #include "compose.h"
+#include "fault.h"
 #include "launcher.h"
 #include "shared.h"
 #include "timpush.h"
@@ -73,6 +74,7 @@ define_settings(void)
 							NULL,
 							&timpush_idle_exit, 60, 1, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	fault_init();
 	MarkGUCPrefixReserved("timpush");
 }
 

@@ -29,6 +29,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "fault.h"
 #include "shared.h"
 #include "wake.h"
 
@@ -65,8 +66,14 @@ wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (pushes_added)
+				FAULT_POINT("enqueue-commit");
+			return;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
+			if (pushes_added)
+				FAULT_POINT_QUIET("enqueue-committed");
 			if (pushes_added)
 				shared_wake_for_pushes(first_send_at, first_expiry);
 			servers_committed = servers_changed;

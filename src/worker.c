@@ -34,6 +34,7 @@
 
 #include "apps.h"
 #include "compat.h"
+#include "fault.h"
 #include "http.h"
 #include "outbox.h"
 #include "sender.h"
@@ -257,7 +258,9 @@ take_answers(void)
 		Sender	   *sender = find_sender(request->serverid);
 
 		sender->in_flight--;
+		FAULT_POINT("answered");
 		sender_judge(sender, request, &transfer);
+		FAULT_POINT("judged");
 		http_release(call);
 		add_unrecorded(request);
 	}
@@ -271,6 +274,7 @@ adopt_orphans(void)
 	List	   *orphans = outbox_orphans(worker_context);
 	ListCell   *cell;
 
+	FAULT_POINT("adopt");
 	foreach(cell, orphans)
 	{
 		Request    *request = lfirst(cell);
@@ -538,21 +542,27 @@ cycle_work(bool may_claim)
 	now = GetCurrentTimestamp();
 	refresh_senders();
 	load_server_states(now);
+	FAULT_POINT("record");
 	outbox_record(unrecorded);
+	FAULT_POINT("recorded");
 	note_in_flight();
 	if (may_claim)
 	{
 		expire_pushes(now);
+		FAULT_POINT("expired");
 		claim_for_all(now);
+		FAULT_POINT("claimed");
 		foreach(cell, senders)
 			expire_retries(lfirst(cell), now);
 	}
 	note_problems(now);
+	FAULT_POINT("noted");
 	/* the list must outlive the transaction's memory */
 	MemoryContextSwitchTo(worker_context);
 	claimed = list_copy(claimed);
 	MemoryContextSwitchTo(cycle_context);
 	outbox_commit();
+	FAULT_POINT_QUIET("committed");
 	return OUTBOX_READY;
 }
 
@@ -617,6 +627,7 @@ after_commit(void)
 			sender_put_back(sender, request, "not sent, because its claim was interrupted");
 		if (!safe || sender_send(sender, request))
 			add_unrecorded(request);
+		FAULT_POINT("sent");
 	}
 	list_free(to_send);
 }
@@ -854,6 +865,7 @@ finish_in_flight(void)
 {
 	TimestampTz deadline = GetCurrentTimestamp() + GRACE_US;
 
+	FAULT_POINT("leaving");
 	take_back_all("the worker ended before it could leave");
 	pgstat_report_activity(STATE_RUNNING, "ending");
 	while (http_in_flight() > 0)
@@ -962,6 +974,8 @@ wait_for_something(TimestampTz when)
 	else
 		pgstat_report_activity(STATE_IDLE, NULL);
 	http_wait(timeout, PG_WAIT_EXTENSION);
+	if (http_in_flight() > 0)
+		FAULT_POINT("on-the-wire");
 }
 
 static void
@@ -1100,6 +1114,7 @@ start_up(void)
 		leave_alone();
 	adopt_orphans();
 	outbox_commit();
+	FAULT_POINT("adopted");
 	MemoryContextSwitchTo(worker_context);
 	return true;
 }
@@ -1131,6 +1146,7 @@ timpush_worker_main(Datum arg)
 	recent = recent_create();
 	timpush_is_worker = true;
 	override_settings();
+	FAULT_POINT("start");
 	(void) shared_worker_woken(&ignored);
 	if (!open_database())
 	{
