@@ -9,6 +9,7 @@ OBJS = \
 	src/apps.o \
 	src/breaker.o \
 	src/compose.o \
+	src/cycle.o \
 	src/enqueue.o \
 	src/front.o \
 	src/http.o \
