@@ -100,9 +100,17 @@ append_waiting(StringInfo list, HeapTuple tuple)
 										  nullable_text(tuple, OUTBOX_DATA_ID),
 										  extra == (Datum) 0 ? NULL : DatumGetJsonbP(extra));
 	Oid			serverid = get_foreign_server_oid(NameStr(*DatumGetName(value_of(tuple, OUTBOX_SERVER))), true);
-	int			size = OidIsValid(serverid) ? server_request_size(server_load(serverid)) : 500;
+	int			size = 500;
 	int			n;
 	char	  **accounts = account_strings(value_of(tuple, OUTBOX_TO_ACCOUNTS), &n);
+
+	if (OidIsValid(serverid))
+	{
+		ServerOptions *server = server_load(serverid);
+
+		size = server_request_size(server);
+		server_wipe(server);
+	}
 
 	for (int i = DatumGetInt32(value_of(tuple, OUTBOX_HANDED_OUT)); i < n; i += size)
 		append_body(list, content, accounts + i, Min(size, n - i), 0);

@@ -169,16 +169,6 @@ forget_usersig(Sender *sender)
 	explicit_bzero(sender->usersig, sizeof(sender->usersig));
 }
 
-/* Secrets do not stay behind in freed memory. */
-static void
-wipe_options(ServerOptions *options)
-{
-	if (options->secret_key != NULL)
-		explicit_bzero(options->secret_key, strlen(options->secret_key));
-	if (options->usersig != NULL)
-		explicit_bzero(options->usersig, strlen(options->usersig));
-}
-
 /* All that was learned of the server's health is out of date. */
 static void
 forget_health(Sender *sender)
@@ -214,7 +204,7 @@ sender_refresh(Sender *sender)
 		sender->retry_due = 0;
 	}
 	sender->push_due = 0;
-	wipe_options(sender->options);
+	server_wipe(sender->options);
 	MemoryContextDelete(sender->context);
 	sender->context = context;
 	sender->options = options;
@@ -226,7 +216,7 @@ sender_destroy(Sender *sender)
 {
 	retire_pool(sender);
 	forget_usersig(sender);
-	wipe_options(sender->options);
+	server_wipe(sender->options);
 	MemoryContextDelete(sender->context);
 	if (sender->problem != NULL)
 		pfree(sender->problem);

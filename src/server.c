@@ -600,12 +600,11 @@ duration_option(List *options, const char *name, int unit, int fallback)
 	return value != NULL && parse_int(value, &result, unit, NULL) ? result : fallback;
 }
 
+/* No copy, so that server_wipe() finds all there is of a secret. */
 static char *
 text_option(List *options, const char *name)
 {
-	const char *value = option_value(options, name);
-
-	return value != NULL ? pstrdup(value) : NULL;
+	return unconstify(char *, option_value(options, name));
 }
 
 ServerOptions *
@@ -648,6 +647,16 @@ server_load(Oid serverid)
 	result->usersig = text_option(mapping, "usersig");
 	result->usersig_lifetime = duration_option(mapping, "usersig_lifetime", GUC_UNIT_S, 86400);
 	return result;
+}
+
+void
+server_wipe(ServerOptions *server)
+{
+	if (server->secret_key != NULL)
+		explicit_bzero(server->secret_key, strlen(server->secret_key));
+	if (server->usersig != NULL)
+		explicit_bzero(server->usersig, strlen(server->usersig));
+	server->secret_key = server->usersig = NULL;
 }
 
 int

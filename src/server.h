@@ -42,6 +42,9 @@ extern List *server_list_all(void);
 /* One server; allocated in the current context.  Raises if it is gone. */
 extern ServerOptions *server_load(Oid serverid);
 
+/* Clears what the options hold of secrets, before their memory is freed. */
+extern void server_wipe(ServerOptions *server);
+
 /* Accounts that a request of the server may carry by its own options. */
 extern int	server_request_size(const ServerOptions *server);
 

@@ -176,15 +176,17 @@ lifetime_seconds(Interval *interval)
 }
 
 static text *
-sign_for(const ServerOptions *server, char *userid, int64 lifetime)
+sign_for(Oid serverid, char *userid, int64 lifetime)
 {
 	char		sig[USERSIG_MAX_LEN];
 	char	   *utf8 = pg_server_to_any(userid, (int) strlen(userid), PG_UTF8);
+	ServerOptions *server = server_load(serverid);
 	char	   *problem = NULL;
 	size_t		len;
 	char	   *key = server_read_key(server, &len, &problem);
 	bool		made;
 
+	server_wipe(server);
 	if (key == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY),
@@ -231,5 +233,5 @@ timpush_usersig(PG_FUNCTION_ARGS)
 	lifetime = lifetime_seconds(PG_GETARG_INTERVAL_P(1));
 	serverid = server_resolve(PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2)));
 	server_check_usage(serverid, GetUserId());
-	PG_RETURN_TEXT_P(sign_for(server_load(serverid), userid, lifetime));
+	PG_RETURN_TEXT_P(sign_for(serverid, userid, lifetime));
 }
