@@ -871,6 +871,30 @@ transfer_end(const HttpCall *call)
 	return call->pos == 0 ? TRANSFER_NOT_SENT : TRANSFER_IN_DOUBT;
 }
 
+/*
+ * Why there was no answer.  Of a proxy's address that it does not understand
+ * libcurl repeats all, with the password.
+ */
+static const char *
+transfer_error(const HttpCall *call)
+{
+	const char *proxy = call->pool->options.proxy;
+	char		beginning[32];
+
+	if (call->result == CURLE_OK)
+		return NULL;
+	if (call->error[0] == '\0')
+		return curl_easy_strerror(call->result);
+	if (proxy != NULL && strchr(proxy, '@') != NULL)
+	{
+		/* its end may have been cut off */
+		strlcpy(beginning, proxy, sizeof(beginning));
+		if (strstr(call->error, beginning) != NULL)
+			return "libcurl does not understand the address of the proxy";
+	}
+	return call->error;
+}
+
 HttpCall *
 http_finished(void **tag, Transfer *transfer)
 {
@@ -888,10 +912,7 @@ http_finished(void **tag, Transfer *transfer)
 	transfer->end = transfer_end(call);
 	transfer->http_status = (int) answer_status(call);
 	transfer->retry_after = retry_after > 0 ? (int) Min(retry_after, PG_INT32_MAX) : -1;
-	transfer->error = NULL;
-	if (call->result != CURLE_OK)
-		transfer->error = call->error[0] != '\0' ? call->error :
-			curl_easy_strerror(call->result);
+	transfer->error = transfer_error(call);
 	transfer->body = call->answer;
 	transfer->body_len = call->answer_len;
 	return call;
@@ -903,6 +924,8 @@ http_release(HttpCall *call)
 	HttpPool   *pool = call->pool;
 
 	curl_easy_setopt(call->easy, CURLOPT_DEBUGDATA, NULL);
+	/* its signature may be forgotten while the handle waits */
+	curl_easy_setopt(call->easy, CURLOPT_URL, NULL);
 	/* libcurl remembers in the handle that a stream was refused, for too long */
 	if (call->result == CURLE_OK && pool->nidle < pool->options.max_in_flight)
 		pool->idle[pool->nidle++] = call->easy;
