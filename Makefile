@@ -26,6 +26,7 @@ OBJS = \
 	src/preview.o \
 	src/push.o \
 	src/recent.o \
+	src/redact.o \
 	src/request.o \
 	src/response.o \
 	src/rowset.o \

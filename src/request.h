@@ -74,6 +74,7 @@ typedef struct Request
 	bool		resent;			/* it repeats one in doubt ... */
 	bool		was_marked;		/* ... that was maybe_duplicate before */
 	int			usersig_serial; /* of the UserSig that it carries */
+	char	   *usersig;		/* ... and itself, as long as it is on its way */
 
 	/* its end, to be recorded */
 	bool		judged;			/* there is an outcome */
@@ -104,14 +105,5 @@ extern char *request_url(const ServerOptions *server, const char *usersig,
 /* Has any push in the request, or have all of them, expired by then? */
 extern bool request_any_expired(const Request *request, TimestampTz when);
 extern bool request_all_expired(const Request *request, TimestampTz when);
-
-/*
- * Blank out the UserSig, and whatever stands after "usersig=", in a text that
- * came from the network: a proxy may have echoed the URL.
- */
-extern void request_redact(char *string, const char *usersig);
-
-/* The same for all texts of an outcome that are recorded. */
-extern void request_redact_outcome(Outcome *outcome, const char *usersig);
 
 #endif							/* TIMPUSH_REQUEST_H */

@@ -23,6 +23,7 @@
 
 #include "compat.h"
 #include "fault.h"
+#include "redact.h"
 #include "sender.h"
 #include "shared.h"
 #include "timpush.h"
@@ -737,6 +738,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	url = request_url(sender->options, sender->usersig, request->msg_random);
 	FAULT_POINT("send");
 	request->usersig_serial = sender->usersig_serial;
+	request->usersig = MemoryContextStrdup(request->context, sender->usersig);
 	request->sent_at = now;
 	if (request->first_sent_at == 0)
 		request->first_sent_at = now;
@@ -862,7 +864,12 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	request->ended_at = GetCurrentTimestamp();
 	response_outcome(transfer, &request->outcome);
 	/* an answer may repeat the URL, which holds the signature */
-	request_redact_outcome(&request->outcome, sender->usersig);
+	if (request->usersig != NULL)
+	{
+		redact_outcome(&request->outcome, request->usersig);
+		explicit_bzero(request->usersig, strlen(request->usersig));
+		request->usersig = NULL;
+	}
 	bound_refusals(sender, &request->outcome);
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
