@@ -1,6 +1,7 @@
 -- answer.lua - sends an outcome, well formed or broken in the way it asks for
 
 local cjson = require "cjson"
+local echo = require "echo"
 local net = require "net"
 
 local M = {}
@@ -133,6 +134,27 @@ special["extraerr"] = function(o)
 	table.insert(o.failed, { account = o.account, code = 70107 })
 	table.insert(o.failed, { account = "stranger-" .. o.seq, code = 70107 })
 	send(o, json(o))
+end
+
+special["echo-info"] = function(o)
+	send(o, json_with(o, encode(echo.text(o.arg, o.usersig))))
+end
+
+special["echo-list"] = function(o)
+	for _, x in ipairs(o.failed) do
+		x.info = echo.text(o.arg, o.usersig)
+	end
+	send(o, json(o))
+end
+
+special["echo-task"] = function(o)
+	o.task_id = echo.text(o.arg, o.usersig)
+	send(o, json(o))
+end
+
+special["echo-page"] = function(o)
+	send(o, "<html><body><p>" .. echo.text(o.arg, o.usersig)
+		.. "</p></body></html>\r\n", "text/html")
 end
 
 function M.send(o)

@@ -4,6 +4,7 @@ local answer = require "answer"
 local ledger = require "ledger"
 local scenario = require "scenario"
 local stats = require "stats"
+local usersig = require "usersig"
 local validate = require "validate"
 
 local M = {}
@@ -88,6 +89,7 @@ function M.batch()
 	local q = begin()
 	local args = ngx.req.get_uri_args()
 
+	usersig.note(args.usersig)
 	local kind = scenario.early(args.sdkappid)
 	if kind then
 		return early_fault(q, kind)
@@ -107,7 +109,7 @@ function M.batch()
 
 	local accounts = q.form.accounts
 	local o = scenario.decide(app, accounts)
-	o.seq = q.seq
+	o.seq, o.usersig = q.seq, args.usersig
 	swallow(q, o)
 	o.task_id = o.code == 0 and task_id(q, q.form.msg_random) or ""
 	ledger.processed(q, o)

@@ -4,6 +4,7 @@
 -- the accounts in the request.  decide() returns an outcome; answer.lua sends it.
 
 local cjson = require "cjson.safe"
+local echo = require "echo"
 
 local M = {}
 local state, seen = ngx.shared.state, ngx.shared.seen
@@ -28,6 +29,10 @@ local FAULTS = {
 	["dupkeys"] = true,			-- keys of the answer occur twice
 	["nul"] = true,				-- \u0000 in texts
 	["extraerr"] = true,		-- ErrorList with a stranger and a repetition
+	["echo-info"] = false,		-- the UserSig is repeated in the form arg: in ErrorInfo
+	["echo-list"] = true,		--   in ErrorList
+	["echo-task"] = true,		--   in TaskId
+	["echo-page"] = false,		--   in a page of something in between
 }
 
 -- What may happen before the body is read, hence without knowing the accounts.
@@ -66,6 +71,10 @@ for _, form in ipairs({
 	{ "^dupkeys", "dupkeys" },
 	{ "^nul%f[^%w]", "nul" },
 	{ "^extraerr", "extraerr" },
+	{ "^echo%-(%l+)%-info", "echo-info" },
+	{ "^echo%-(%l+)%-list", "echo-list" },
+	{ "^echo%-(%l+)%-task", "echo-task" },
+	{ "^echo%-(%l+)%-page", "echo-page" },
 }) do
 	local b = beginning(sub(form[1], 2))	-- without the anchor
 	NAMES[b] = NAMES[b] or {}
@@ -80,6 +89,9 @@ local function parse_name(name, forms)
 		local form = forms[i]
 		if find(name, form[1]) then
 			local arg, arg2 = match(name, form[1])
+			if find(form[2], "^echo") then
+				return echo.known(arg) and form[2] or nil, arg
+			end
 			return form[2], tonumber(arg), tonumber(arg2)
 		end
 	end
@@ -142,7 +154,8 @@ local function check_rule(rule)
 		end
 	end
 	local kind = rule.kind
-	if not kind or (FAULTS[kind] == nil and kind ~= "latency" and kind ~= "acct") then
+	if not kind or find(kind, "^echo")
+		or (FAULTS[kind] == nil and kind ~= "latency" and kind ~= "acct") then
 		return "unknown kind " .. tostring(kind)
 	end
 	if WANTS_ARG[kind] and not rule.arg then
@@ -225,8 +238,12 @@ local function fault(outcome, kind, arg, arg2, account)
 		outcome.info = "error " .. arg .. " as ordered"
 	elseif kind == "http" then
 		outcome.http = arg
-	elseif kind == "html502" then
+	elseif kind == "html502" or kind == "echo-page" then
 		outcome.http = 502
+	elseif kind == "echo-info" then
+		outcome.code = 90001
+	elseif kind == "echo-list" then
+		add_failed(outcome, account, 70107)
 	elseif find(kind, "^reset") or find(kind, "^drop") then
 		outcome.http = 0
 	elseif account and (kind == "extraerr" or kind == "nul" or kind == "badutf8") then

@@ -24,9 +24,10 @@ function M.init(dir, seq_base)
 	require "control"
 end
 
--- In every worker: a file descriptor and random numbers of its own.
+-- In every worker: file descriptors and random numbers of its own.
 function M.init_worker(dir)
 	ledger.open(dir .. "/ledger")
+	usersig.open(dir .. "/usersigs")
 	math.randomseed(ngx.now() * 1000 + ngx.worker.pid())
 end
 

@@ -12,9 +12,23 @@ local M = {}
 local apps, admins
 local sigs = ngx.shared.sigs
 local byte, format = string.byte, string.format
+local shown
 
 function M.setup(app_keys, admin_names)
 	apps, admins = app_keys, admin_names
+end
+
+-- In every worker: where note() writes.
+function M.open(path)
+	shown = assert(io.open(path, "a"))
+end
+
+-- Writes down a UserSig that was shown to us, whatever it is worth.
+function M.note(sig)
+	if type(sig) == "string" and sigs:add("shown|" .. sig, true) then
+		shown:write((sig:gsub("%c", "?")), "\n")
+		shown:flush()
+	end
 end
 
 function M.known_app(app)

@@ -510,6 +510,73 @@ is( call(
 	0,
 	'similar names are ordinary');
 
+note 'a UserSig that is repeated';
+
+{
+	my $sig = usersig(expire => 86399, level => 0);
+	my $n = length $sig;
+	my %echo = (
+		plain => $sig,
+		url => $sig =~ s/(\W)/sprintf '%%%02X', ord $1/ger,
+		escaped => $sig =~ s/(.)/sprintf '%%%02x', ord $1/ger,
+		twice => $sig =~ s/(.)/sprintf '%%25%02X', ord $1/ger,
+		upper => uc $sig,
+		lower => lc $sig,
+		tail => substr($sig, int($n / 2) - 1),
+		middle =>
+		  substr($sig, int($n / 3) - 1, int(2 * $n / 3) - int($n / 3) + 1),
+		short => substr($sig, 100, 16),
+		wrapped => $sig =~ s/(.{64})/$1\n/gr,
+		broken => substr($sig, 0, 40) . '...' . substr($sig, -40));
+	my %query = (usersig => $sig);
+
+	foreach my $form (sort keys %echo)
+	{
+		my $r = call(
+			query => {%query},
+			with => { To_Account => ["echo-$form-info"] });
+		refused($r, 90001, "echo-$form-info");
+		is( $r->{json}{ErrorInfo},
+			"not understood: $echo{$form}",
+			"$form: the text");
+	}
+	my $list = call(
+		query => {%query},
+		with => { To_Account => [ 'user1', 'echo-url-list' ] });
+	is_deeply(
+		$list->{json}{ErrorList},
+		[
+			{
+				To_Account => 'echo-url-list',
+				ErrorCode => 70107,
+				ErrorInfo => "not understood: $echo{url}"
+			}
+		],
+		'in ErrorList');
+	my $task = call(
+		query => {%query},
+		with => { To_Account => ['echo-tail-task'] });
+	is($task->{json}{TaskId}, "not understood: $echo{tail}", 'in TaskId');
+	my $page = call(
+		query => {%query},
+		with => { To_Account => ['echo-lower-page'] });
+	is($page->{status}, 502, 'a page: HTTP status');
+	like($page->{body}, qr/<p>not understood: \Q$echo{lower}\E</, 'a page');
+	is_deeply(
+		[
+			map { $_->{delivered} ? 1 : 0 }
+			  (grep { $_->{event} eq 'answer' } $tim->ledger)[ -3 .. -1 ]
+		],
+		[ 1, 1, 0 ],
+		'what of them was processed');
+	is(call(with => { To_Account => ['echo-nonsense-info'] })->{code},
+		0, 'a form that does not exist is an ordinary name');
+
+	my @noted = split /\n/, slurp($tim->dir . '/usersigs');
+	is(scalar(grep { $_ eq $sig } @noted), 1, 'a UserSig is noted once');
+	ok(scalar(grep { $_ eq 'nonsense' } @noted), 'whatever it was worth');
+}
+
 note 'rules';
 
 $tim->reset;
@@ -580,7 +647,8 @@ foreach my $bad (
 	{ kind => 'nonsense' },
 	{ kind => 'code' },
 	{ kind => 'drip', arg => 'x' },
-	{ kind => 'nul', often => 1 })
+	{ kind => 'nul', often => 1 },
+	{ kind => 'echo-info' })
 {
 	ok(!eval { $tim->rules([$bad]); 1 },
 		'a wrong rule is refused: ' . $json->encode($bad));
