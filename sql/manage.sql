@@ -20,7 +20,8 @@ SET timpush.default_server = 'chat';
 
 -- what is left of the outbox and what the journal has, in few words
 CREATE FUNCTION outbox() RETURNS SETOF text LANGUAGE sql AS $$
-  SELECT concat_ws(' ', to_accounts, title, descr, data_id, extra, priority, on_unknown, dedup_key, enqueued_by,
+  SELECT concat_ws(' ', to_accounts, title, descr, data_id, extra, priority, on_unknown, dedup_key,
+                   CASE enqueued_by WHEN session_user THEN 'superuser' ELSE enqueued_by END,
                    CASE WHEN send_at > now() THEN 'later' END, expires_at - created_at)
   FROM push_outbox ORDER BY id
 $$;
