@@ -1,7 +1,9 @@
 # timpush: build with PGXS
 #
 # make && make install, then CREATE EXTENSION timpush.  "make installcheck"
-# runs the regression tests against a running cluster.
+# runs the regression tests against a running cluster, and "make dist" makes
+# the archive of what is committed.  "make -f" with the path of this file
+# builds in another folder.
 
 MODULE_big = timpush
 OBJS = \
@@ -44,7 +46,6 @@ DATA = sql/timpush--1.0.sql
 PGFILEDESC = "timpush - reliable sender of Tencent TIMPush notifications"
 
 REGRESS = setup options enqueue preview trigger status usersig manage privileges comments drop
-REGRESS_OPTS = --inputdir=. --outputdir=.
 
 SHLIB_LINK = -lcurl -lcrypto
 
@@ -83,7 +84,18 @@ override CPPFLAGS += -DTIMPUSH_FAULTS
 endif
 
 # Any header may matter to any file; there are few of both.
-$(OBJS): $(wildcard src/*.h)
+$(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+# Where make was called in another folder, there is none for the objects yet.
+# A rule would find that of the sources.
+$(shell mkdir -p src)
+
+RELEASE = $(shell sed -n 's/^\t"version": "\(.*\)",/\1/p' $(srcdir)/META.json)
+
+.PHONY: dist
+dist:
+	git -C $(srcdir) archive --format=zip --prefix=timpush-$(RELEASE)/ \
+		--output=$(CURDIR)/timpush-$(RELEASE).zip HEAD
 
 ifdef FUZZ
 override CFLAGS += -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
