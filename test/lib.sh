@@ -9,7 +9,7 @@
 #	need "why" package...		as often as wanted
 #	install_missing				nothing is asked or said if nothing is missing
 #	scratch_open				sets SCRATCH and the traps
-#	pg_private					sets BINDIR, PG_CONFIG, PKGLIBDIR
+#	pg_private [DIR]			sets BINDIR, PG_CONFIG, PKGLIBDIR
 #	copy_tree DIR				the source tree into a folder under SCRATCH
 #	run COMMAND...				as an unprivileged user, in a session of its own
 #
@@ -402,7 +402,7 @@ interrupted()
 pg_private()
 {
 	local config=${PG_CONFIG:-/usr/lib/postgresql/$PG_MAJOR/bin/pg_config}
-	local copy=$SCRATCH/root what dir
+	local copy=${1:-$SCRATCH/root} what dir
 
 	[[ -x $config ]] || die "there is no \"$config\"; set PG_CONFIG"
 	for what in bindir sharedir pkglibdir; do
