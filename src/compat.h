@@ -72,6 +72,15 @@
 								  NULL, NIL))
 #endif
 
+/* Who asks for the sequence of an identity column has opened the table since 17. */
+#if PG_VERSION_NUM >= 170000
+#define identity_sequence(rel, column) \
+	getIdentitySequence((rel), (column), false)
+#else
+#define identity_sequence(rel, column) \
+	getIdentitySequence(RelationGetRelid(rel), (column), false)
+#endif
+
 /* The number of the current transaction in this process moved in 17. */
 #if PG_VERSION_NUM >= 170000
 #define MyLocalTransactionId	(MyProc->vxid.lxid)

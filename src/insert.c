@@ -218,7 +218,7 @@ make_ready(Relation rel)
 
 	inserter.estate = CreateExecutorState();
 	MemoryContextSwitchTo(inserter.estate->es_query_cxt);
-	inserter.id_sequence = getIdentitySequence(RelationGetRelid(rel), OUTBOX_ID, false);
+	inserter.id_sequence = identity_sequence(rel, OUTBOX_ID);
 	inserter.target = makeNode(ResultRelInfo);
 	InitResultRelInfo(inserter.target, rel, 0, NULL, 0);
 	/* a copy of its own, since nothing of the relation may stay in use */

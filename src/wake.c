@@ -228,7 +228,7 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	volatile bool commit_prepared = IsA(parsetree, TransactionStmt) &&
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 	volatile bool server_changed = changes_server(parsetree);
-	Oid			evicted;
+	volatile Oid evicted;
 
 	/* nothing is to be woken where timpush is not used */
 	commit_prepared = commit_prepared && shared_attached() &&
