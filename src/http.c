@@ -26,6 +26,10 @@
  * repeat what the peer said.  Where a version words its trace differently, such
  * a request is in doubt, which is safe.
  *
+ * How long a call may take is watched here and not by libcurl, which looks at
+ * the clock before it looks at its sockets: answers that came while the worker
+ * was held up in a commit would be thrown away.
+ *
  * Crash story: what was in flight is in the journal as "sending", and in
  * doubt.  All state here is the process's own.
  *
@@ -37,6 +41,7 @@
 
 #include <curl/curl.h>
 
+#include "lib/ilist.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -66,6 +71,12 @@
 #define MAX_IDLE_SECONDS_HTTP1	3L
 
 #define MAX_EVENTS			64
+
+/*
+ * Before a call is given up, what has come is read, in so many turns at most:
+ * of a large answer, libcurl takes some kilobytes at a time.
+ */
+#define MAX_LAST_TURNS		1000
 
 /* How often a call of which nothing counts as sent starts again at once. */
 #define MAX_RESTARTS		20
@@ -98,6 +109,7 @@ struct HttpPool
 	int			in_flight;
 	int64		deadline;		/* when libcurl wants to be called, or -1 */
 	int			live;			/* calls not yet released */
+	dlist_head	running;		/* calls in flight, oldest first */
 	bool		http1;			/* the peer speaks no HTTP/2 */
 	bool		retired;		/* goes away with its last call */
 	Goaway		goaways[MAX_GOAWAYS];
@@ -109,6 +121,8 @@ struct HttpPool
 struct HttpCall
 {
 	HttpPool   *pool;
+	dlist_node	node;			/* in the pool's list while in flight */
+	int64		deadline;		/* for its answer */
 	CURL	   *easy;
 	void	   *tag;
 	char	   *body;
@@ -528,6 +542,7 @@ http_pool_create(const HttpOptions *options)
 		return NULL;
 	enter_curl();
 	pool->deadline = -1;
+	dlist_init(&pool->running);
 	pool->options = *options;
 	pool->options.ca_file = copy_string(options->ca_file, &ok);
 	pool->options.proxy = copy_string(options->proxy, &ok);
@@ -607,7 +622,6 @@ new_handle(HttpPool *pool)
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) pool->options.connect_timeout);
-	curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long) pool->options.request_timeout);
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, "timpush/" TIMPUSH_VERSION);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, pool->headers);
 	curl_easy_setopt(easy, CURLOPT_POST, 1L);
@@ -688,6 +702,8 @@ http_post(HttpPool *pool, const char *url, const char *body, size_t len,
 	}
 	if (started)
 	{
+		call->deadline = monotonic_us() + INT64CONST(1000) * pool->options.request_timeout;
+		dlist_push_tail(&pool->running, &call->node);
 		pool->in_flight++;
 		pool->live++;
 		in_flight++;
@@ -750,6 +766,25 @@ restart_call(HttpCall *call)
 	return curl_multi_add_handle(call->pool->multi, call->easy) == CURLM_OK;
 }
 
+/* libcurl is done with the call, or has to be. */
+static void
+end_call(HttpCall *call, CURLcode result)
+{
+	call->result = result;
+	learn_protocol(call);
+	curl_multi_remove_handle(call->pool->multi, call->easy);
+	if (restart_call(call))
+		return;
+	dlist_delete(&call->node);
+	call->pool->in_flight--;
+	in_flight--;
+	if (finished_last != NULL)
+		finished_last->next = call;
+	else
+		finished_first = call;
+	finished_last = call;
+}
+
 static void
 collect_finished(HttpPool *pool)
 {
@@ -759,25 +794,57 @@ collect_finished(HttpPool *pool)
 	while ((message = curl_multi_info_read(pool->multi, &left)) != NULL)
 	{
 		HttpCall   *call;
+		CURLcode	result;
 
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &call);
-		call->result = message->data.result;
+		result = message->data.result;
 		/* so says libcurl if others use the connection that ended */
-		if (call->result == CURLE_OK && answer_status(call) == 0)
-			call->result = CURLE_GOT_NOTHING;
-		learn_protocol(call);
-		curl_multi_remove_handle(pool->multi, call->easy);
-		if (restart_call(call))
-			continue;
-		pool->in_flight--;
-		in_flight--;
-		if (finished_last != NULL)
-			finished_last->next = call;
-		else
-			finished_first = call;
-		finished_last = call;
+		if (result == CURLE_OK && answer_status(call) == 0)
+			result = CURLE_GOT_NOTHING;
+		end_call(call, result);
+	}
+}
+
+/* The pool's calls may all take equally long, so the oldest is due first. */
+static HttpCall *
+oldest_call(HttpPool *pool)
+{
+	return dlist_is_empty(&pool->running) ? NULL :
+		dlist_head_element(HttpCall, node, &pool->running);
+}
+
+static bool
+is_overdue(const HttpCall *call)
+{
+	return call != NULL && call->deadline <= monotonic_us();
+}
+
+static bool
+any_overdue(void)
+{
+	for (HttpPool *pool = pools; pool != NULL; pool = pool->next)
+	{
+		if (is_overdue(oldest_call(pool)))
+			return true;
+	}
+	return false;
+}
+
+static void
+give_up_overdue(void)
+{
+	for (HttpPool *pool = pools; pool != NULL; pool = pool->next)
+	{
+		HttpCall   *call;
+
+		while (is_overdue(call = oldest_call(pool)))
+		{
+			snprintf(call->error, sizeof(call->error),
+					 "the request timed out after %d ms", pool->options.request_timeout);
+			end_call(call, CURLE_OPERATION_TIMEDOUT);
+		}
 	}
 }
 
@@ -803,10 +870,15 @@ serve_sockets(const WaitEvent *events, int n)
 	}
 }
 
-/* Call libcurl where its time has come, and take what has finished. */
-static void
+/*
+ * Call libcurl where its time has come, and take what has finished; returns
+ * for how many pools it had.
+ */
+static int
 serve_timers(void)
 {
+	int			n = 0;
+
 	for (HttpPool *pool = pools; pool != NULL; pool = pool->next)
 	{
 		int			running;
@@ -815,9 +887,21 @@ serve_timers(void)
 		{
 			pool->deadline = -1;
 			curl_multi_socket_action(pool->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+			n++;
 		}
 		collect_finished(pool);
 	}
+	return n;
+}
+
+/* Lowers *timeout, in milliseconds (-1: none), to the time that is left. */
+static void
+limit_timeout(long *timeout, int64 deadline, int64 now)
+{
+	long		left = deadline <= now ? 0 : (long) ((deadline - now + 999) / 1000);
+
+	if (*timeout < 0 || left < *timeout)
+		*timeout = left;
 }
 
 /* Milliseconds until the first timer, at most "timeout" (-1: no limit). */
@@ -826,36 +910,51 @@ next_timeout(long timeout)
 {
 	int64		now = monotonic_us();
 
+	if (finished_first != NULL)
+		return 0;
 	for (HttpPool *pool = pools; pool != NULL; pool = pool->next)
 	{
-		long		left;
+		const HttpCall *call = oldest_call(pool);
 
-		if (pool->deadline < 0)
-			continue;
-		left = pool->deadline <= now ? 0 : (long) ((pool->deadline - now + 999) / 1000);
-		if (timeout < 0 || left < timeout)
-			timeout = left;
+		if (pool->deadline >= 0)
+			limit_timeout(&timeout, pool->deadline, now);
+		if (call != NULL)
+			limit_timeout(&timeout, call->deadline, now);
 	}
 	return timeout;
 }
 
-void
-http_wait(long timeout, uint32 wait_event)
+/* Wait once and let libcurl work; returns how much happened. */
+static int
+turn(long timeout, uint32 wait_event)
 {
 	WaitEvent	events[MAX_EVENTS];
 	int			n;
 
 	sync_wait_set();
-	n = WaitEventSetWait(wait_set, finished_first != NULL ? 0 : next_timeout(timeout),
-						 events, MAX_EVENTS, wait_event);
+	n = WaitEventSetWait(wait_set, timeout, events, MAX_EVENTS, wait_event);
 	enter_curl();
 	serve_sockets(events, n);
-	serve_timers();
+	n += serve_timers();
 	leave_curl();
 	if (out_of_memory)
 		ereport(FATAL,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
+	return n;
+}
+
+void
+http_wait(long timeout, uint32 wait_event)
+{
+	(void) turn(next_timeout(timeout), wait_event);
+	if (!any_overdue())
+		return;
+	for (int i = 0; i < MAX_LAST_TURNS && turn(0, wait_event) > 0; i++)
+		;
+	enter_curl();
+	give_up_overdue();
+	leave_curl();
 }
 
 /*

@@ -29,7 +29,9 @@ wal_keep_size = 256MB
 CONF
 $alice->start;
 $alice->safe_psql('postgres', 'CREATE EXTENSION timpush');
-$alice->safe_psql('postgres', $tim->create_server_sql('chat') . load_sql());
+$alice->safe_psql('postgres',
+	$tim->create_server_sql('chat', request_timeout => '3001ms')
+	  . load_sql());
 $alice->backup('first');
 $bob->init_from_backup($alice, 'first', has_streaming => 1);
 $bob->start;
@@ -123,6 +125,18 @@ is( $alice->safe_psql(
 		'postgres', 'SELECT sum(maybe_duplicate) FROM push_status'),
 	0,
 	'and never was in doubt');
+
+# An answer that comes while the worker waits is not lost.
+enqueue($alice, 'slow-1000-kept');
+wait_until(sub { received('slow-1000-kept') }, 'a call');
+$bob->stop;
+enqueue($alice, 'kept-behind');
+wait_for_wait($alice);
+sleep 4;
+$bob->start;
+settle($alice);
+is(received('slow-1000-kept'),
+	1, 'a call is not repeated because the worker was held up');
 
 # The death of the postmaster confirms nothing.
 $bob->stop;
