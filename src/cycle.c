@@ -47,6 +47,8 @@
 /* The mark below which nothing is in flight is moved in steps of this. */
 #define IN_FLIGHT_STEP		1000
 
+volatile sig_atomic_t cycle_end_requested = false;
+
 static MemoryContext worker_context;
 static MemoryContext cycle_context;
 static MemoryContext claim_context; /* requests of an uncommitted claim */
@@ -516,7 +518,8 @@ cycle_work(bool may_claim)
 	outbox_record(unrecorded);
 	FAULT_POINT("recorded");
 	note_in_flight();
-	if (may_claim)
+	/* a trigger may have caught the cancel at a request to end ... */
+	if (may_claim && !cycle_end_requested)
 	{
 		expire_pushes(now);
 		FAULT_POINT("expired");
@@ -531,6 +534,9 @@ cycle_work(bool may_claim)
 	MemoryContextSwitchTo(worker_context);
 	claimed = list_copy(claimed);
 	MemoryContextSwitchTo(cycle_context);
+	/* ... in which case a standby is not waited for either */
+	if (cycle_end_requested)
+		QueryCancelPending = InterruptPending = true;
 	outbox_commit();
 	FAULT_POINT_QUIET("committed");
 	return OUTBOX_READY;
@@ -599,9 +605,13 @@ static void
 after_error(void)
 {
 	MemoryContextSwitchTo(cycle_context);
-	if (!error_reported)
-		EmitErrorReport();
-	error_reported = true;
+	/* that the cycle was broken off is no trouble of the database */
+	if (!cycle_end_requested)
+	{
+		if (!error_reported)
+			EmitErrorReport();
+		error_reported = true;
+	}
 	FlushErrorState();
 	outbox_abort();
 	MemoryContextSwitchTo(worker_context);

@@ -10,6 +10,8 @@
 
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "nodes/pg_list.h"
 
 #include "outbox.h"
@@ -24,6 +26,12 @@
  * "cycle" is reset by the caller now and then, and after each cycle.
  */
 extern void cycle_init(MemoryContext worker, MemoryContext cycle);
+
+/*
+ * A signal's handler sets this and cancels the statement under way: the worker
+ * is to end, so that a cycle shall end soon, with or without success.
+ */
+extern volatile sig_atomic_t cycle_end_requested;
 
 /*
  * The first transaction: find the servers and what an earlier worker has left

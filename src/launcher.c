@@ -260,6 +260,9 @@ sleep_until(TimestampTz when, TimestampTz now)
 	}
 	(void) WaitLatch(MyLatch, events, timeout, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
+	/* as it is usual with launchers: no noise, and the postmaster restarts it */
+	if (ProcDiePending)
+		proc_exit(1);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{

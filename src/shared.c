@@ -404,8 +404,12 @@ worker_detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 	my_slot->latch = NULL;
 	launcher = shared->launcher;
 	LWLockRelease(shared->lock);
-	/* a commit that came while we were leaving found our latch */
-	if (pg_atomic_read_u32(&my_slot->wanted) != 0 && launcher != NULL)
+
+	/*
+	 * A commit that came while we were leaving found our latch, and a
+	 * launcher that has not started us is not told of our end.
+	 */
+	if (launcher != NULL)
 		SetLatch(launcher);
 }
 
@@ -420,7 +424,8 @@ shared_worker_attach(Oid dbid)
 	if (my_slot != NULL && my_slot->latch == NULL)
 	{
 		my_slot->latch = &MyProc->procLatch;
-		my_slot->due = DT_NOEND;
+		/* if we do not get to say otherwise, the next one is due at once */
+		my_slot->due = 0;
 		my_slot->left_well = false;
 		mine = true;
 	}

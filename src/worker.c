@@ -28,6 +28,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -41,8 +42,14 @@
 #include "shared.h"
 #include "timpush.h"
 
-/* At a termination request, answers are waited for this long. */
+/* Before the worker ends, answers are waited for this long ... */
 #define GRACE_US			1000000
+
+/* ... and after this it ends, whatever hangs. */
+#define LEAVE_LIMIT_MS		2000
+
+/* After an end on request, the next worker is due after this. */
+#define RESTART_PAUSE_US	1000000
 
 PGDLLEXPORT void timpush_worker_main(Datum arg);
 
@@ -85,7 +92,7 @@ take_answers(void)
 static bool
 claim_is_safe(void)
 {
-	return !ProcDiePending && !cancel_seen;
+	return !ProcDiePending && !cycle_end_requested && !cancel_seen;
 }
 
 /* Send what the cycle has claimed. */
@@ -196,49 +203,53 @@ finish_in_flight(void)
 
 	FAULT_POINT("leaving");
 	cycle_take_back_all("the worker ended before it could leave");
-	pgstat_report_activity(STATE_RUNNING, "ending");
-	while (http_in_flight() > 0)
+	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz now;
+		long		timeout;
 
-		if (now >= deadline || ProcDiePending)
-			break;
-		http_wait(TimestampDifferenceMilliseconds(now, deadline), PG_WAIT_EXTENSION);
+		CHECK_FOR_INTERRUPTS();
 		take_answers();
-	}
-	while (cycle_has_outcomes() && !ProcDiePending)
-	{
-		if (!run_cycle(false) || GetCurrentTimestamp() >= deadline)
+		if (cycle_has_outcomes() && !run_cycle(false))
 			break;
+		pgstat_report_activity(STATE_RUNNING, "ending");
+		now = GetCurrentTimestamp();
+		if (now >= deadline || (http_in_flight() == 0 && !cycle_has_outcomes()))
+			break;
+		timeout = TimestampDifferenceMilliseconds(now, deadline);
+		/* others may hold locks, and will end soon if all are to end */
 		if (cycle_has_outcomes())
-			http_wait(LOCKED_OUT_PAUSE_US / 1000, PG_WAIT_EXTENSION);
+			timeout = Min(timeout, LOCKED_OUT_PAUSE_US / 1000);
+		http_wait(timeout, PG_WAIT_EXTENSION);
 	}
 }
 
-/* DDL wants the database to itself: leave, and come again afterwards. */
 static void
-leave_for_ddl(void)
+end_at_once(void)
 {
-	finish_in_flight();
-	shared_worker_leaves(0);
-	proc_exit(0);
+	die(SIGTERM);
 }
 
 /*
- * A request to end has come.  Wait a moment for answers on the way and record
- * what there is, so that little is in doubt; the next check for interrupts
- * then ends the process.  Commits wait for no standby meanwhile.
+ * Wait a moment for answers on the way and record what there is, so that
+ * little is in doubt, and end; the launcher is to start the next worker after
+ * the pause.  Commits wait for no standby meanwhile.  If something hangs, the
+ * core's handler has its way.  Further requests to end change nothing; the
+ * postmaster sends each of its own twice, to the process and to its group.
+ *
+ * The launcher starts workers, not the postmaster, so the exit code 0, which
+ * makes no noise in the log, does not keep the next one from being started.
  */
 static void
-leave_in_order(void)
+leave(int64 pause)
 {
-	/* the core handler sets it again at the next request */
-	ProcDiePending = false;
+	pqsignal(SIGTERM, SIG_IGN);
+	cycle_end_requested = ProcDiePending = QueryCancelPending = false;
+	enable_timeout_after(RegisterTimeout(USER_TIMEOUT, end_at_once), LEAVE_LIMIT_MS);
 	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
 	finish_in_flight();
-	ProcDiePending = true;
-	InterruptPending = true;
-	CHECK_FOR_INTERRUPTS();
+	shared_worker_leaves(GetCurrentTimestamp() + pause);
+	proc_exit(0);
 }
 
 static void
@@ -255,6 +266,19 @@ insist_on_durability(void)
 		override("synchronous_commit", "local");
 }
 
+/*
+ * A request to end.  The core's handler alone would end the process in the
+ * middle of a cycle, and all that is in flight would be in doubt.  A cancel
+ * breaks off the cycle only, and also a commit's wait for a standby; outside
+ * of a cycle, the latch wakes the loop.
+ */
+static void
+handle_end(SIGNAL_ARGS)
+{
+	cycle_end_requested = true;
+	StatementCancelHandler(postgres_signal_arg);
+}
+
 /* As in any session, but we remember it. */
 static void
 handle_cancel(SIGNAL_ARGS)
@@ -268,13 +292,18 @@ handle_signals(void)
 {
 	bool		servers;
 
-	if (ProcDiePending)
-		leave_in_order();
-	if (shared_worker_evicted())
-		leave_for_ddl();
-	/* there is no statement to cancel outside of a cycle */
+	/*
+	 * There is no statement to cancel outside of a cycle.  A request to end
+	 * that comes after this cancels the next cycle.
+	 */
 	cancel_seen = false;
 	QueryCancelPending = false;
+	/* a commit's wait sets the one when the postmaster dies */
+	if (ProcDiePending || cycle_end_requested)
+		leave(RESTART_PAUSE_US);
+	/* DDL wants the database to itself: come again afterwards */
+	if (shared_worker_evicted())
+		leave(0);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
@@ -457,7 +486,10 @@ timpush_worker_main(Datum arg)
 	}
 	http_init();
 	if (start_up())
+	{
+		pqsignal(SIGTERM, handle_end);
 		work();
+	}
 	/* sending was switched off or the extension made anew: look again */
 	shared_worker_leaves(0);
 	proc_exit(0);
