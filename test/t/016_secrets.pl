@@ -247,6 +247,7 @@ settle($node, where => "server = 'good'");
 hang('slow-1503', 'echo-tail-info');
 $node->safe_psql('postgres',
 	'SELECT pg_terminate_backend(' . worker_pid($node) . ')');
+settle($node, where => "server = 'good'");
 my $notified = $listener->query('SELECT 1');
 $listener->quit;
 hang('slow-1504', 'echo-tail-info');
