@@ -252,7 +252,7 @@ CREATE TABLE push_server (
 
 COMMENT ON TABLE push_server IS 'state of each server that has been used';
 COMMENT ON COLUMN push_server.server IS 'foreign server';
-COMMENT ON COLUMN push_server.state IS 'active, paused (by timpush_pause), suspended (the API or the credentials refuse), held (restored copy)';
+COMMENT ON COLUMN push_server.state IS 'active, paused (by timpush_pause), suspended (the API or the credentials refuse), held (pushes were copied into this database)';
 COMMENT ON COLUMN push_server.reason IS 'why it is not sending, or what it last ran into';
 COMMENT ON COLUMN push_server.error_code IS 'ErrorCode behind the reason';
 COMMENT ON COLUMN push_server.since IS 'when the state or reason last changed';
@@ -312,21 +312,53 @@ CREATE TABLE push_activation (
 );
 
 COMMENT ON TABLE push_activation IS 'where pushes were enqueued first; a row of elsewhere tells that this is a copy';
-COMMENT ON COLUMN push_activation.system_identifier IS 'the cluster, as pg_control_system() has it';
-COMMENT ON COLUMN push_activation.database_oid IS 'the database';
+COMMENT ON COLUMN push_activation.system_identifier IS 'the cluster, as pg_control_system() has it; 0 if the row came from elsewhere';
+COMMENT ON COLUMN push_activation.database_oid IS 'the database; 0 if the row came from elsewhere';
 COMMENT ON COLUMN push_activation.activated_at IS 'when the row was made';
 
-CREATE FUNCTION timpush_activation_wake()
+CREATE FUNCTION timpush_activation_check()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
 LANGUAGE C;
-REVOKE ALL ON FUNCTION timpush_activation_wake() FROM PUBLIC;
-COMMENT ON FUNCTION timpush_activation_wake() IS 'wakes the worker at commit';
+REVOKE ALL ON FUNCTION timpush_activation_check() FROM PUBLIC;
+COMMENT ON FUNCTION timpush_activation_check() IS 'tells rows of push_activation that are made here from others, and wakes the worker at commit';
 
-CREATE TRIGGER push_activation_wake
-  AFTER INSERT ON push_activation
-  FOR EACH STATEMENT EXECUTE FUNCTION timpush_activation_wake();
-COMMENT ON TRIGGER push_activation_wake ON push_activation IS 'wakes the worker at commit';
+CREATE TRIGGER push_activation_check
+  BEFORE INSERT ON push_activation
+  FOR EACH ROW EXECUTE FUNCTION timpush_activation_check();
+ALTER TABLE push_activation ENABLE ALWAYS TRIGGER push_activation_check;
+COMMENT ON TRIGGER push_activation_check ON push_activation IS 'tells rows that are made here from others';
+
+--
+-- Publications FOR ALL TABLES, and subscriptions to them
+--
+
+-- what has no key could not be deleted from any more
+ALTER TABLE push_activation REPLICA IDENTITY FULL;
+ALTER TABLE push_error REPLICA IDENTITY FULL;
+
+CREATE FUNCTION timpush_keep_local()
+RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+REVOKE ALL ON FUNCTION timpush_keep_local() FROM PUBLIC;
+COMMENT ON FUNCTION timpush_keep_local() IS 'lets no subscription change what a database remembers of its servers';
+
+CREATE TRIGGER push_server_keep_local
+  BEFORE INSERT OR UPDATE OR DELETE ON push_server
+  FOR EACH ROW EXECUTE FUNCTION timpush_keep_local();
+ALTER TABLE push_server ENABLE REPLICA TRIGGER push_server_keep_local;
+COMMENT ON TRIGGER push_server_keep_local ON push_server IS 'the state of another database''s server is not that of ours';
+CREATE TRIGGER push_server_key_keep_local
+  BEFORE INSERT OR UPDATE OR DELETE ON push_server_key
+  FOR EACH ROW EXECUTE FUNCTION timpush_keep_local();
+ALTER TABLE push_server_key ENABLE REPLICA TRIGGER push_server_key_keep_local;
+COMMENT ON TRIGGER push_server_key_keep_local ON push_server_key IS 'likewise';
+CREATE TRIGGER push_worker_keep_local
+  BEFORE INSERT OR UPDATE OR DELETE ON push_worker
+  FOR EACH ROW EXECUTE FUNCTION timpush_keep_local();
+ALTER TABLE push_worker ENABLE REPLICA TRIGGER push_worker_keep_local;
+COMMENT ON TRIGGER push_worker_keep_local ON push_worker IS 'likewise';
 
 --
 -- A dump carries what is open

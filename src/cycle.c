@@ -75,10 +75,19 @@ static bool error_reported = false;
 static TimestampTz locked_since = 0;
 static bool lock_reported = false;
 
+/* Pushes have come from elsewhere since we started. */
+static bool outdated = false;
+
 List *
 cycle_senders(void)
 {
 	return senders;
+}
+
+bool
+cycle_outdated(void)
+{
+	return outdated;
 }
 
 bool
@@ -419,21 +428,6 @@ claim_for_all(TimestampTz now)
 		claim_for(lfirst(cell), now);
 }
 
-/* Holds the servers of a copy, and says so; once, as it is none afterwards. */
-static OutboxOrigin
-check_origin(void)
-{
-	OutboxOrigin origin = outbox_check_origin();
-
-	if (origin == OUTBOX_COPY)
-		ereport(WARNING,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("timpush: database \"%s\" is a copy of another one, so its servers are held",
-						get_database_name(MyDatabaseId)),
-				 errhint("If its pushes are to be sent from here, call timpush_resume() for each server.")));
-	return origin;
-}
-
 static void
 load_server_states(TimestampTz now)
 {
@@ -442,7 +436,6 @@ load_server_states(TimestampTz now)
 	if (states_due > now)
 		return;
 	states_due = DT_NOEND;
-	(void) check_origin();
 	foreach(cell, senders)
 	{
 		if (!sender_load_state(lfirst(cell)))
@@ -512,14 +505,16 @@ cycle_work(bool may_claim)
 	if (access != OUTBOX_READY)
 		return access;
 	now = GetCurrentTimestamp();
+	outdated = outdated || !outbox_same_origin();
 	refresh_senders();
 	load_server_states(now);
 	FAULT_POINT("record");
 	outbox_record(unrecorded);
 	FAULT_POINT("recorded");
-	note_in_flight();
+	if (!outdated)
+		note_in_flight();
 	/* a trigger may have caught the cancel at a request to end ... */
-	if (may_claim && !cycle_end_requested)
+	if (may_claim && !outdated && !cycle_end_requested)
 	{
 		expire_pushes(now);
 		FAULT_POINT("expired");
@@ -782,27 +777,49 @@ all_held(void)
 }
 
 
+/* Holds the servers of a copy, and says so; once, as it is none afterwards. */
+static OutboxOrigin
+find_origin(void)
+{
+	bool		held;
+	OutboxOrigin origin = outbox_find_origin(&held);
+
+	if (held)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("timpush: database \"%s\" is a copy of another one, or has pushes from elsewhere, so its servers are held",
+						get_database_name(MyDatabaseId)),
+				 errhint("If its pushes are to be sent from here, call timpush_resume() for each server.")));
+	return origin;
+}
+
+/* What there is to do, in the first transaction. */
+static CycleStart
+start_work(void)
+{
+	OutboxOrigin origin = find_origin();
+
+	/* limits count whether or not anything is sent */
+	refresh_senders();
+	if (origin == OUTBOX_UNUSED)
+		return CYCLE_UNUSED;
+	load_server_states(GetCurrentTimestamp());
+	if (all_held())
+		return CYCLE_HELD;
+	adopt_orphans();
+	return CYCLE_WORKS;
+}
+
 OutboxAccess
-cycle_start(bool *leave)
+cycle_start(CycleStart *start)
 {
 	OutboxAccess access;
-	OutboxOrigin origin;
 
 	MemoryContextSwitchTo(cycle_context);
 	access = outbox_begin();
 	if (access != OUTBOX_READY)
 		return access;
-	origin = check_origin();
-	/* limits count whether or not anything is sent */
-	refresh_senders();
-	*leave = origin != OUTBOX_ORIGINAL;
-	if (!*leave)
-	{
-		load_server_states(GetCurrentTimestamp());
-		*leave = all_held();
-	}
-	if (!*leave)
-		adopt_orphans();
+	*start = start_work();
 	outbox_commit();
 	FAULT_POINT("adopted");
 	MemoryContextSwitchTo(worker_context);

@@ -27,6 +27,13 @@
  */
 extern void cycle_init(MemoryContext worker, MemoryContext cycle);
 
+typedef enum CycleStart
+{
+	CYCLE_UNUSED,				/* nothing is to be done or touched ... */
+	CYCLE_HELD,					/* ... nor here, until timpush_resume() */
+	CYCLE_WORKS
+} CycleStart;
+
 /*
  * A signal's handler sets this and cancels the statement under way: the worker
  * is to end, so that a cycle shall end soon, with or without success.
@@ -35,9 +42,15 @@ extern volatile sig_atomic_t cycle_end_requested;
 
 /*
  * The first transaction: find the servers and what an earlier worker has left
- * in flight.  *leave becomes true where nothing is to be touched.
+ * in flight.
  */
-extern OutboxAccess cycle_start(bool *leave);
+extern OutboxAccess cycle_start(CycleStart *start);
+
+/*
+ * Have pushes come from elsewhere since?  Then nothing more is claimed, and
+ * the caller has to begin anew.
+ */
+extern bool cycle_outdated(void);
 
 /* A judged request, to be recorded by the next cycle; are there any? */
 extern void cycle_add_outcome(Request *request);

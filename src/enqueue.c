@@ -379,9 +379,7 @@ prepare_for_trigger(Relation outbox, Datum *values, bool *nulls, bool is_insert)
 	if (!ours && is_copied_row(outbox, is_insert, nulls))
 	{
 		complete_count(values, nulls);
-		/* what is replicated is to be sent, what is restored waits */
-		if (IsLogicalWorker())
-			activation_ensure(RelationGetRelid(outbox));
+		activation_note_copied(RelationGetRelid(outbox), IsLogicalWorker());
 		return true;
 	}
 	return prepare_row(RelationGetRelid(outbox), ours ? errand->caller : GetUserId(),

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xlog.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
@@ -527,8 +528,23 @@ lock_server(FunctionCallInfo fcinfo)
 				 errmsg("server \"%s\" was replaced concurrently", name)));
 }
 
-/* $1 is the server, $2 who has called us. */
+/* What the worker does when it starts, if it has not come to that yet. */
 static void
+hold_copied(const Session *session)
+{
+	Oid			types[] = {INT8OID, OIDOID};
+	Datum		values[] = {Int64GetDatum((int64) GetSystemIdentifier()),
+	ObjectIdGetDatum(MyDatabaseId)};
+
+	run(session, SQL_FORGET_COPIED, lengthof(types), types, values);
+	if (SPI_processed == 0)
+		return;
+	run(session, SQL_HOLD_SERVERS, 0, NULL, NULL);
+	run(session, SQL_NOTE_ACTIVATION, 0, NULL, NULL);
+}
+
+/* $1 is the server, $2 who has called us.  Returns push_outbox. */
+static Oid
 change_server(FunctionCallInfo fcinfo, const char *sql, int nparams)
 {
 	Session		session;
@@ -539,10 +555,11 @@ change_server(FunctionCallInfo fcinfo, const char *sql, int nparams)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
 	session_begin(&session, fcinfo->flinfo->fn_oid);
+	hold_copied(&session);
 	run(&session, sql, nparams, types, values);
 	session_end(&session);
-	activation_ensure(session.outbox);
 	wake_request();
+	return session.outbox;
 }
 
 /*
@@ -556,12 +573,12 @@ Datum
 timpush_pause(PG_FUNCTION_ARGS)
 {
 	PreventCommandIfReadOnly("timpush_pause()");
-	change_server(fcinfo,
-				  "INSERT INTO @.push_server AS s (server, state, reason, since) "
-				  "VALUES ($1, 'paused', 'paused by ' || $2, clock_timestamp()) "
-				  "ON CONFLICT (server) DO UPDATE SET state = 'paused', reason = excluded.reason,"
-				  " error_code = NULL, next_probe_at = NULL, since = excluded.since "
-				  "WHERE s.state NOT IN ('paused', 'held')", 2);
+	(void) change_server(fcinfo,
+						 "INSERT INTO @.push_server AS s (server, state, reason, since) "
+						 "VALUES ($1, 'paused', 'paused by ' || $2, clock_timestamp()) "
+						 "ON CONFLICT (server) DO UPDATE SET state = 'paused', reason = excluded.reason,"
+						 " error_code = NULL, next_probe_at = NULL, since = excluded.since "
+						 "WHERE s.state NOT IN ('paused', 'held')", 2);
 	PG_RETURN_VOID();
 }
 
@@ -575,10 +592,15 @@ Datum
 timpush_resume(PG_FUNCTION_ARGS)
 {
 	PreventCommandIfReadOnly("timpush_resume()");
-	change_server(fcinfo,
-				  "UPDATE @.push_server SET state = 'active', reason = NULL, error_code = NULL,"
-				  " next_probe_at = NULL, since = clock_timestamp() "
-				  "WHERE server = $1", 1);
+
+	/*
+	 * a database that nothing was enqueued in yet sends what comes from now
+	 * on
+	 */
+	activation_ensure(change_server(fcinfo,
+									"UPDATE @.push_server SET state = 'active', reason = NULL, error_code = NULL,"
+									" next_probe_at = NULL, since = clock_timestamp() "
+									"WHERE server = $1", 1));
 	PG_RETURN_VOID();
 }
 

@@ -40,6 +40,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "activation.h"
 #include "compat.h"
 #include "fault.h"
 #include "journal.h"
@@ -105,10 +106,10 @@ typedef enum Statement
 	INSERT_SERVER,
 	LOCK_SERVER,
 	NOTE_SERVER,
-	COUNT_ACTIVATIONS,
+	LOAD_ACTIVATION,
+	FORGET_COPIED,
 	HOLD_SERVERS,
-	FORGET_ACTIVATIONS,
-	ADD_ACTIVATION,
+	NOTE_ACTIVATION,
 	NSTATEMENTS
 } Statement;
 
@@ -332,27 +333,23 @@ static const struct
 		" next_probe_at = $5, since = $7 WHERE server = $1",
 		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
 	},
-	[COUNT_ACTIVATIONS] = {
-		"SELECT count(*), count(*) FILTER (WHERE a.system_identifier <> $1 OR a.database_oid <> $2) "
+	[LOAD_ACTIVATION] = {
+		"SELECT count(*), max(a.activated_at),"
+		" bool_and(a.system_identifier = $1 AND a.database_oid = $2) "
 		"FROM @.push_activation a",
 		{INT8OID, OIDOID}
 	},
-	[HOLD_SERVERS] = {
-		"INSERT INTO @.push_server AS p (server, state, reason, since) "
-		"SELECT s.srvname, 'held', 'copied from another database; timpush_resume() lets it send', clock_timestamp() "
-		"FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw "
-		"WHERE w.fdwname = 'timpush' "
-		"ON CONFLICT (server) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
-		" error_code = NULL, next_probe_at = NULL, since = excluded.since",
-		{0}
-	},
-	[FORGET_ACTIVATIONS] = {
-		"DELETE FROM @.push_activation",
-		{0}
-	},
-	[ADD_ACTIVATION] = {
-		"INSERT INTO @.push_activation (system_identifier, database_oid) VALUES ($1, $2)",
+	[FORGET_COPIED] = {
+		SQL_FORGET_COPIED,
 		{INT8OID, OIDOID}
+	},
+	[HOLD_SERVERS] = {
+		SQL_HOLD_SERVERS,
+		{0}
+	},
+	[NOTE_ACTIVATION] = {
+		SQL_NOTE_ACTIVATION,
+		{0}
 	},
 };
 
@@ -370,6 +367,9 @@ static const char *const table_names[] = {
 	"push_server_key", "push_worker", "push_activation"
 };
 static List *lock_oids = NIL;
+
+/* When the database came to be what outbox_find_origin() has found. */
+static TimestampTz activated;
 
 static OwnerScope scope;
 
@@ -720,23 +720,50 @@ outbox_note_server(const ServerOptions *server, const char *state,
  * ------------------------------------------------------------------------
  */
 
-OutboxOrigin
-outbox_check_origin(void)
+/* What push_activation says; *since tells one state of it from another. */
+static OutboxOrigin
+load_origin(TimestampTz *since)
 {
 	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
 	ObjectIdGetDatum(MyDatabaseId)};
-	int64		notes;
-	int64		foreign;
+	HeapTuple	tuple;
+	TupleDesc	desc;
 
-	run(COUNT_ACTIVATIONS, values, NULL);
-	notes = DatumGetInt64(load_column(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
-	foreign = DatumGetInt64(load_column(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
-	if (foreign == 0)
-		return notes == 0 ? OUTBOX_UNUSED : OUTBOX_ORIGINAL;
-	run(HOLD_SERVERS, NULL, NULL);
-	run(FORGET_ACTIVATIONS, NULL, NULL);
-	run(ADD_ACTIVATION, values, NULL);
-	return OUTBOX_COPY;
+	run(LOAD_ACTIVATION, values, NULL);
+	tuple = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	*since = DatumGetTimestampTz(load_column(tuple, desc, 2));
+	if (DatumGetInt64(load_column(tuple, desc, 1)) == 0)
+		return OUTBOX_UNUSED;
+	return DatumGetBool(load_column(tuple, desc, 3)) ? OUTBOX_ORIGINAL : OUTBOX_COPY;
+}
+
+OutboxOrigin
+outbox_find_origin(bool *held)
+{
+	OutboxOrigin origin = load_origin(&activated);
+	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+	ObjectIdGetDatum(MyDatabaseId)};
+
+	*held = false;
+	if (origin != OUTBOX_COPY)
+		return origin;
+	run(FORGET_COPIED, values, NULL);
+	if (SPI_processed > 0)		/* else timpush_resume() has come first */
+	{
+		run(HOLD_SERVERS, NULL, NULL);
+		*held = SPI_processed > 0;
+		run(NOTE_ACTIVATION, NULL, NULL);
+	}
+	return load_origin(&activated);
+}
+
+bool
+outbox_same_origin(void)
+{
+	TimestampTz since;
+
+	return load_origin(&since) == OUTBOX_ORIGINAL && since == activated;
 }
 
 /* ------------------------------------------------------------------------

@@ -57,17 +57,21 @@ extern void outbox_commit(void);
 extern void outbox_abort(void);
 
 /*
- * Were the pushes enqueued in this database?  In a copy of another one, all
- * servers become "held" now, and the copy is an original from then on.
+ * Were the pushes enqueued in this database?  Where they come from elsewhere,
+ * all servers become "held", and it counts as an original from then on; *held
+ * tells whether there was one to be held.
  */
 typedef enum OutboxOrigin
 {
-	OUTBOX_UNUSED,				/* no push has been enqueued, whatever waits */
+	OUTBOX_UNUSED,				/* nothing was enqueued and nothing came */
 	OUTBOX_ORIGINAL,
 	OUTBOX_COPY
 } OutboxOrigin;
 
-extern OutboxOrigin outbox_check_origin(void);
+extern OutboxOrigin outbox_find_origin(bool *held);
+
+/* Is that so still?  If not, whoever asks has to begin anew. */
+extern bool outbox_same_origin(void);
 
 /*
  * push_server's row of the server, made if it is not there; palloc'd text.

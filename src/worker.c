@@ -287,10 +287,12 @@ handle_cancel(SIGNAL_ARGS)
 	StatementCancelHandler(postgres_signal_arg);
 }
 
-static void
+/* Returns whether the servers may have changed. */
+static bool
 handle_signals(void)
 {
-	bool		servers;
+	bool		servers = false;
+	bool		reloaded = ConfigReloadPending;
 
 	/*
 	 * There is no statement to cancel outside of a cycle.  A request to end
@@ -301,11 +303,11 @@ handle_signals(void)
 	/* a commit's wait sets the one when the postmaster dies */
 	if (ProcDiePending || cycle_end_requested)
 		leave(RESTART_PAUSE_US);
-	/* DDL wants the database to itself: come again afterwards */
-	if (shared_worker_evicted())
+	/* DDL wants the database to itself, or all has changed: come again */
+	if (shared_worker_evicted() || cycle_outdated())
 		leave(0);
 	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
+	if (reloaded)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
@@ -315,6 +317,7 @@ handle_signals(void)
 	if (shared_worker_woken(&servers))
 		note_wake(servers);
 	cycle_note_new_pushes();
+	return servers || reloaded;
 }
 
 static void
@@ -347,7 +350,7 @@ work(void)
 
 		MemoryContextReset(cycle_context);
 		MemoryContextSwitchTo(cycle_context);
-		handle_signals();
+		(void) handle_signals();
 		take_answers();
 		if (timpush_enabled)
 			send_ready();
@@ -427,9 +430,25 @@ open_database(void)
  * from a dump.  Whatever changes that wakes a new worker.
  */
 static void
-leave_alone(void)
+leave_unused(void)
 {
 	shared_worker_leaves(DT_NOEND);
+	proc_exit(0);
+}
+
+/* Likewise, but pushes that come meanwhile shall not start a worker each. */
+static void
+leave_held(void)
+{
+	TimestampTz end = GetCurrentTimestamp() + timpush_idle_exit * USECS_PER_SEC;
+	bool		changed = false;
+
+	while (!changed && GetCurrentTimestamp() < end)
+	{
+		wait_for_something(end);
+		changed = handle_signals();
+	}
+	shared_worker_leaves(changed ? 0 : DT_NOEND);
 	proc_exit(0);
 }
 
@@ -438,15 +457,17 @@ static bool
 start_up(void)
 {
 	OutboxAccess access;
-	bool		leave = false;
+	CycleStart	start = CYCLE_WORKS;
 
-	while ((access = cycle_start(&leave)) == OUTBOX_LOCKED)
+	while ((access = cycle_start(&start)) == OUTBOX_LOCKED)
 	{
 		http_wait(LOCKED_OUT_PAUSE_US / 1000, PG_WAIT_EXTENSION);
 		CHECK_FOR_INTERRUPTS();
 	}
-	if (access == OUTBOX_READY && leave)
-		leave_alone();
+	if (access == OUTBOX_READY && start == CYCLE_UNUSED)
+		leave_unused();
+	if (access == OUTBOX_READY && start == CYCLE_HELD)
+		leave_held();
 	return access == OUTBOX_READY;
 }
 

@@ -181,5 +181,139 @@ push_id($node, 'fresh', dbname => 'fresh');
 settle($node, dbname => 'fresh');
 is(held('fresh'), 'active', 'a database of its own sends at once');
 
+
+#
+# Parts of dumps, and dumps that come back to where they were taken
+#
+sub held_warnings
+{
+	my ($db) = @_;
+	return
+	  scalar log_lines($node,
+		qr/WARNING:  timpush: database "$db" .* its servers are held/);
+}
+
+sub wait_for_held
+{
+	my ($db) = @_;
+	$node->poll_query_until($db,
+		"SELECT count(*) > 0 FROM push_server WHERE state = 'held'")
+	  or die "the servers of $db are not held\n";
+	return;
+}
+
+sub dump_and_restore
+{
+	my ($from, $to, @options) = @_;
+
+	$node->command_ok([ 'pg_dump', @options, '-f', "$dump.part", $from ],
+		"pg_dump @options");
+	$node->command_ok(
+		[ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-f', "$dump.part", $to ],
+		"restored into $to");
+	return;
+}
+
+# of what is open, each alone
+foreach my $part ([ 'empty', '--schema-only' ], [ 'rows', '--data-only' ])
+{
+	my ($db, $option) = @$part;
+
+	$node->safe_psql('postgres', "CREATE DATABASE $db");
+	$node->safe_psql(
+		$db,
+		'CREATE EXTENSION timpush; '
+		  . $tim->create_server_sql('chat')
+		  . $tim->create_server_sql(
+			'slow',
+			sdkappid => 1001,
+			secret_key => 'key')) if $option eq '--data-only';
+	dump_and_restore('postgres', $db, $option);
+}
+is(open_pushes('empty'), '', 'a dump of the schema alone has no pushes');
+push_id($node, 'empty', server => 'chat', dbname => 'empty');
+settle($node, dbname => 'empty');
+is(held('empty'), 'active active', 'and is no copy of any');
+wait_for_held('rows');
+is(open_pushes('rows'), $open, 'a dump of the data alone has all of them');
+is(held_warnings('rows'), 1, 'and the log says that they are held');
+
+# of one table, into a database that is sending
+push_id($node, 'own', dbname => 'fresh');
+settle($node, dbname => 'fresh');
+dump_and_restore('postgres', 'fresh', '--data-only', '--table=push_outbox');
+wait_for_held('fresh');
+is( $node->safe_psql(
+		'fresh', 'SELECT server, state FROM push_server ORDER BY server'),
+	"chat|held\nslow|held",
+	'what comes into a sending database makes it hold, also a server that it has not'
+);
+is(held_warnings('fresh'), 1, 'and say so');
+
+# one table comes without its sequence
+$node->safe_psql('fresh',
+	"SELECT setval('push_outbox_id_seq', max(id)) FROM push_outbox");
+push_id($node, 'more', dbname => 'fresh');
+is_silent('nothing of a part is sent');
+
+# into the database that it was taken from: what has been sent since comes
+# back as well
+$node->safe_psql('fresh', <<'SQL');
+SELECT timpush_cancel(id) FROM push_outbox;
+SELECT timpush_resume('chat');
+SQL
+$node->safe_psql('fresh', $tim->create_server_sql('slow'));
+is(held('fresh'), 'active held', 'a held server is held when it is made');
+$node->safe_psql('fresh', "SELECT timpush_pause('chat')");
+push_id($node, 'again', dbname => 'fresh', server => 'chat');
+$node->command_ok(
+	[ 'pg_dump', '--format=custom', '-f', "$dump.fresh", 'fresh' ],
+	'pg_dump');
+$node->safe_psql('fresh', "SELECT timpush_resume('chat')");
+settle($node, dbname => 'fresh');
+
+foreach my $option ('--data-only', '--exit-on-error')
+{
+	$node->safe_psql('fresh', 'DROP EXTENSION timpush CASCADE')
+	  unless $option eq '--data-only';
+	$node->command_ok([ 'pg_restore', $option, '-d', 'fresh', "$dump.fresh" ],
+		"pg_restore $option");
+	wait_for_held('fresh');
+	is_silent('what is restored where it was is not sent');
+}
+is(scalar(requests_with($tim, 'again')), 1, 'once it was');
+is(held_warnings('fresh'), 3, 'each time the log says so');
+$node->safe_psql('fresh', "SELECT timpush_resume('chat')");
+settle($node, dbname => 'fresh');
+is(scalar(requests_with($tim, 'again')), 2, 'on demand it is');
+
+# who may not see all pushes cannot dump them
+$node->safe_psql('postgres', <<'SQL');
+CREATE ROLE reader LOGIN IN ROLE pg_read_all_data;
+CREATE ROLE stranger LOGIN;
+SQL
+foreach my $role (
+	[ 'reader', qr/row-level security/ ],
+	[ 'stranger', qr/permission denied/ ])
+{
+	$node->command_fails_like(
+		[ 'pg_dump', '-U', $role->[0], '-f', "$dump.role", 'postgres' ],
+		$role->[1], "pg_dump by a $role->[0] fails");
+}
+
+# Files are copied as blocks are, and a database that is renamed is the same.
+wait_for_worker($node, 0);
+$node->safe_psql('postgres', 'SELECT pg_stat_clear_snapshot()');
+$node->safe_psql('template1',
+	'CREATE DATABASE files TEMPLATE postgres STRATEGY file_copy');
+push_id($node, 'files', server => 'chat', dbname => 'files');
+wait_for_held('files');
+is(held('files'), 'held held', 'a copy by files is held');
+$node->safe_psql('postgres',
+	'ALTER DATABASE restored_plain RENAME TO renamed');
+push_id($node, 'renamed', server => 'chat', dbname => 'renamed');
+settle($node, dbname => 'renamed');
+is(held('renamed'), 'active active', 'a database that is renamed is not');
+
 $node->stop;
 done_testing();
