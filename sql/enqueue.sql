@@ -143,6 +143,7 @@ FROM unnest(ARRAY[$$'{"a": 1e400, "b": 1234567890123456789012345678901234567890}
                   $$('{"a": ' || repeat('[', 5000) || repeat(']', 5000) || '}')::jsonb$$,
                   $$('{"a": ' || repeat('[', 9000) || repeat(']', 9000) || '}')::jsonb$$,
                   $$('{"a": ' || repeat('[', 100000) || repeat(']', 100000) || '}')::jsonb$$]) v;
+SELECT split_part(refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', 'World', extra => jsonb_build_object('a', repeat('x', 104857600)))$$), E'\n', 1);
 
 -- the same content has the same key
 BEGIN;

@@ -46,7 +46,8 @@ FROM unnest(ARRAY['', 'https://example.com', 'example.com/v4', 'example.com:', '
                   'example.com:123456', 'example.com:https', 'example.com:-1', 'user@example.com', 'example.com?a=b',
                   'exam ple.com', '.example.com', '-example.com', '::1', '[::1', '[]', '[::1]8443', '[example.com]',
                   '[:]', '[12345::]', '[1::2::3]', '[::1%25lo]', '[127.0.0.1]', '[' || repeat('0', 60) || ':]',
-                  E'example.com\n', 'example.com:443:444', repeat('a', 254)]) v;
+                  E'example.com\n', 'example.com:443:444', 'example.com:0443', repeat('a', 254)]) v;
+SELECT left(refused($$SELECT timpush_fdw_validator(ARRAY['sdkappid=1', 'host=' || repeat('a', 104857600)], 'pg_foreign_server'::regclass)$$), 50);
 
 -- rates
 SELECT server_with($$sdkappid '1', region 'china', requests_per_second $$ || quote_literal(v)) || ' <' || v || '>',

@@ -221,10 +221,11 @@ valid_host(const char *value)
 	port = value + hostlen;
 	if (*port == '\0')
 		return true;
+	/* without leading zeros, which libcurl would drop */
 	if (*port != ':' || strspn(port + 1, "0123456789") != strlen(port + 1) ||
-		strlen(port + 1) == 0 || strlen(port + 1) > 5)
+		port[1] == '\0' || port[1] == '0' || strlen(port + 1) > 5)
 		return false;
-	return atoi(port + 1) >= 1 && atoi(port + 1) <= 65535;
+	return atoi(port + 1) <= 65535;
 }
 
 /*
