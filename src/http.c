@@ -112,6 +112,9 @@ struct HttpPool
 	dlist_head	running;		/* calls in flight, oldest first */
 	bool		http1;			/* the peer speaks no HTTP/2 */
 	bool		retired;		/* goes away with its last call */
+	int			streams;		/* that a connection may carry */
+	bool		refused;		/* the peer has just refused some of them */
+	int			answers;		/* since that number was set */
 	Goaway		goaways[MAX_GOAWAYS];
 	int			next_goaway;
 	HttpOptions options;
@@ -325,7 +328,7 @@ read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 			 (number = number_after(text, "last_stream=")) >= 0)
 		note_goaway(call->pool, call->port, number);
 	else if (strncmp(text, "REFUSED_STREAM, retrying", 24) == 0)
-		call->refused = true;
+		call->refused = call->pool->refused = true;
 	else if (strncmp(text, "Connection died, ", 17) == 0)
 		leave_stream(call);
 	return 0;
@@ -508,6 +511,30 @@ set_connection_limit(HttpPool *pool)
 }
 
 static void
+set_streams(HttpPool *pool, int streams)
+{
+	pool->streams = streams;
+	pool->refused = false;
+	pool->answers = 0;
+	curl_multi_setopt(pool->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, (long) streams);
+}
+
+/*
+ * How many streams a peer takes we learn only after a new connection has begun
+ * some.  Those beyond are refused, libcurl leaves the connection, and the next
+ * one fares no better.  So begin fewer, and more again if that goes well.
+ */
+static void
+adjust_streams(HttpPool *pool)
+{
+	if (pool->refused)
+		set_streams(pool, Max(pool->streams / 2, 1));
+	else if (pool->streams < STREAMS_PER_CONNECTION &&
+			 pool->answers >= STREAMS_PER_CONNECTION)
+		set_streams(pool, Min(pool->streams * 2, STREAMS_PER_CONNECTION));
+}
+
+static void
 free_pool(HttpPool *pool)
 {
 	for (int i = 0; i < pool->nidle; i++)
@@ -564,6 +591,7 @@ http_pool_create(const HttpOptions *options)
 	curl_multi_setopt(pool->multi, CURLMOPT_TIMERDATA, pool);
 	curl_multi_setopt(pool->multi, CURLMOPT_PIPELINING, (long) CURLPIPE_MULTIPLEX);
 	set_connection_limit(pool);
+	set_streams(pool, STREAMS_PER_CONNECTION);
 	leave_curl();
 	pool->next = pools;
 	pools = pool;
@@ -778,6 +806,8 @@ end_call(HttpCall *call, CURLcode result)
 	dlist_delete(&call->node);
 	call->pool->in_flight--;
 	in_flight--;
+	if (result == CURLE_OK)
+		call->pool->answers++;
 	if (finished_last != NULL)
 		finished_last->next = call;
 	else
@@ -890,6 +920,7 @@ serve_timers(void)
 			n++;
 		}
 		collect_finished(pool);
+		adjust_streams(pool);
 	}
 	return n;
 }

@@ -199,12 +199,14 @@ sub no_doubt
 # not taken.  HTTP/1.1 has no such word.  Either nothing of the body had left,
 # and the request goes on another connection; or it is in doubt, marked, and
 # the ledger has it once, as it happens.  It never goes twice behind our back.
+# libcurl 8 does not look whether a connection that was just used has ended, so
+# one request may meet that several times in a row.
 foreach my $http1 (0, 1)
 {
 	my $dbname = $http1 ? 'race1' : 'race2';
 	my $tim = FakeTIM->new(http1 => $http1, idle => '20ms')->start;
 
-	database($tim, $dbname);
+	database($tim, $dbname, max_unknown_resends => 20);
 	enqueue($dbname, 500, 500, '0.0195 + random() * 0.002');
 	settle_all($dbname);
 	my $doubts = doubts($dbname);
@@ -260,7 +262,8 @@ foreach my $http1 (0, 1)
 }
 
 # A peer that takes fewer streams than a client may take for granted, and one
-# that takes none before its settings are acknowledged, refuse streams.
+# that takes none before its settings are acknowledged, refuse streams.  With the
+# latter little gets through, and nothing by a libcurl that begins many at once.
 {
 	my $narrow =
 	  FakeTIM->new(max_streams => 4, keepalive_requests => 50)->start;
@@ -272,8 +275,12 @@ foreach my $http1 (0, 1)
 	my $slow = FakeTIM->new(preread => 1024)->start;
 	database($slow, 'prudish');
 	enqueue('prudish', 30);
-	$node->poll_query_until('prudish',
-		"SELECT count(*) > 15 FROM push_request WHERE state = 'done'");
+	wait_until(
+		sub {
+			doubts('prudish')->{done} > 15
+			  || log_lines($node, qr/server "prudish" has trouble/);
+		},
+		'many refusals');
 	is( $node->safe_psql(
 			'prudish',
 			"SELECT count(*) FROM push_request WHERE in_doubt OR maybe_duplicate"
