@@ -72,7 +72,7 @@
 								  NULL, NIL))
 #endif
 
-/* Who asks for the sequence of an identity column has opened the table since 17. */
+/* The sequence of an identity column: by its table's entry since 17. */
 #if PG_VERSION_NUM >= 170000
 #define identity_sequence(rel, column) \
 	getIdentitySequence((rel), (column), false)

@@ -252,11 +252,19 @@ run()
 
 run_in()
 {
-	local dir=$1 status=0
+	local dir=$1
 
 	shift
-	setsid "${AS_USER[@]}" env -i --default-signal=INT,QUIT -C "$dir" \
-		"${ENVIRONMENT[@]}" "$@" </dev/null &
+	attended "${AS_USER[@]}" env -i --default-signal=INT,QUIT -C "$dir" \
+		"${ENVIRONMENT[@]}" "$@"
+}
+
+# The same as the caller and in his environment.
+attended()
+{
+	local status=0
+
+	setsid "$@" </dev/null &
 	CHILD=$!
 	wait "$CHILD" || status=$?
 	CHILD=
@@ -380,7 +388,8 @@ scratch_close()
 	if [[ $KEEP == yes ]]; then
 		say "Kept: $SCRATCH"
 	else
-		rm -rf "$SCRATCH" 2>/dev/null || { sleep 1; rm -rf "$SCRATCH"; }
+		rm -rf --one-file-system "$SCRATCH" 2>/dev/null ||
+			{ sleep 1; rm -rf --one-file-system "$SCRATCH"; }
 	fi
 	SCRATCH=
 }
