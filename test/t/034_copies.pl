@@ -287,6 +287,17 @@ $node->safe_psql('fresh', "SELECT timpush_resume('chat')");
 settle($node, dbname => 'fresh');
 is(scalar(requests_with($tim, 'again')), 2, 'on demand it is');
 
+# resumed before any worker has looked
+set_config($node, 'timpush.enabled' => 'off');
+$node->safe_psql('postgres', 'CREATE DATABASE early');
+dump_and_restore('postgres', 'early');
+$node->safe_psql('early', "SELECT timpush_resume('chat')");
+is(held('early'), 'active held',
+	'timpush_resume() holds the others, and cannot come too early');
+set_config($node, 'timpush.enabled' => undef);
+settle($node, dbname => 'early', where => "server = 'chat'");
+is(held('early'), 'active held', 'and the worker leaves it at that');
+
 # who may not see all pushes cannot dump them
 $node->safe_psql('postgres', <<'SQL');
 CREATE ROLE reader LOGIN IN ROLE pg_read_all_data;
