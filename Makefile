@@ -9,7 +9,9 @@ MODULE_big = timpush
 OBJS = \
 	src/activation.o \
 	src/apps.o \
+	src/aside.o \
 	src/breaker.o \
+	src/claim.o \
 	src/compose.o \
 	src/cycle.o \
 	src/enqueue.o \

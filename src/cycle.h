@@ -52,9 +52,13 @@ extern OutboxAccess cycle_start(CycleStart *start);
  */
 extern bool cycle_outdated(void);
 
-/* A judged request, to be recorded by the next cycle; are there any? */
+/*
+ * A judged request, to be recorded by the next cycle.  Are there any?  And any
+ * of which it is not known that they cannot be recorded?
+ */
 extern void cycle_add_outcome(Request *request);
 extern bool cycle_has_outcomes(void);
+extern bool cycle_can_record(void);
 
 /*
  * Record and, if it may, claim.  *claimed becomes the list of Request that
@@ -64,10 +68,10 @@ extern bool cycle_has_outcomes(void);
 extern bool cycle_run(bool may_claim, List **claimed);
 
 /*
- * Is there anything for a cycle to do now?  If not, *when is lowered to the
- * time when there may be.
+ * Is there anything for a cycle to do now, or to record, if it may not claim?
+ * If not, *when is lowered to the time when there may be.
  */
-extern bool cycle_wanted(TimestampTz now, TimestampTz *when);
+extern bool cycle_wanted(bool may_claim, TimestampTz now, TimestampTz *when);
 
 /* Does everything rest, after an error or for the sake of others' locks? */
 extern bool cycle_rests(TimestampTz now);

@@ -41,6 +41,7 @@
 #include "utils/timestamp.h"
 
 #include "activation.h"
+#include "aside.h"
 #include "compat.h"
 #include "fault.h"
 #include "journal.h"
@@ -77,6 +78,7 @@ typedef enum Statement
 {
 	LOAD_HEADS,
 	FIND_FRONT,
+	LOAD_PUSH,
 	FIND_ALIKE,
 	LOAD_ALIKE,
 	FIND_CONTENT_FRONT,
@@ -89,6 +91,7 @@ typedef enum Statement
 	INSERT_RESULTS,
 	FIND_RETRIES,
 	FIND_RETRY_FRONT,
+	FIND_REQUEST,
 	FIND_EXPIRED_RETRIES,
 	FIND_RETRY_EXPIRY,
 	FIND_ORPHANS,
@@ -113,7 +116,7 @@ typedef enum Statement
 	NSTATEMENTS
 } Statement;
 
-#define MAX_PARAMS 7
+#define MAX_PARAMS 8
 
 /* Parameter types that are known only when the tables are. */
 #define REQUEST_ARRAY	((Oid) 1)
@@ -132,19 +135,25 @@ static const struct
 		" SELECT o.*, o.ctid FROM @.push_outbox o"
 		" WHERE o.server = $1 AND o.priority = p.priority"
 		" AND (o.send_at, o.id) >= (p.at, p.id) AND o.send_at <= $2"
-		" AND (o.expires_at IS NULL OR o.expires_at > $2)"
+		" AND (o.expires_at IS NULL OR o.expires_at > $2) AND o.id <> ALL ($7)"
 		" ORDER BY o.send_at, o.id LIMIT $3 FOR UPDATE SKIP LOCKED) h "
 		"LIMIT $3",
-		{NAMEOID, TIMESTAMPTZOID, INT8OID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID}
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID,
+		INT8ARRAYOID}
 	},
 	[FIND_FRONT] = {
 		"SELECT p.priority, f.send_at, f.id "
 		"FROM unnest($2, $3, $4) p(priority, at, id) CROSS JOIN LATERAL ("
 		" SELECT o.send_at, o.id FROM @.push_outbox o"
 		" WHERE o.server = $1 AND o.priority = p.priority"
-		" AND (o.send_at, o.id) >= (p.at, p.id)"
+		" AND (o.send_at, o.id) >= (p.at, p.id) AND o.id <> ALL ($5)"
 		" ORDER BY o.send_at, o.id LIMIT 1) f",
-		{NAMEOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID}
+		{NAMEOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+	},
+	[LOAD_PUSH] = {
+		"SELECT o.*, o.ctid FROM @.push_outbox o "
+		"WHERE o.id = $1 AND o.send_at <= $2 FOR UPDATE SKIP LOCKED",
+		{INT8OID, TIMESTAMPTZOID}
 	},
 	[FIND_ALIKE] = {
 		"SELECT w.ctid, k.n, w.accounts "
@@ -152,10 +161,11 @@ static const struct
 		" SELECT o.ctid, o.accounts - o.handed_out AS accounts FROM @.push_outbox o"
 		" WHERE o.content_key = k.key AND o.server = $4"
 		" AND (o.send_at, o.id) >= (k.at, k.id) AND o.send_at <= $5"
-		" AND (o.expires_at IS NULL OR o.expires_at > $5)"
+		" AND (o.expires_at IS NULL OR o.expires_at > $5) AND o.id <> ALL ($8)"
 		" ORDER BY o.send_at, o.id LIMIT $6) w "
 		"LIMIT $7",
-		{INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID, INT8OID}
+		{INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, NAMEOID, TIMESTAMPTZOID, INT8OID, INT8OID,
+		INT8ARRAYOID}
 	},
 	[LOAD_ALIKE] = {
 		"SELECT o.*, o.ctid FROM @.push_outbox o "
@@ -174,15 +184,17 @@ static const struct
 	},
 	[LOAD_EXPIRED] = {
 		"SELECT o.*, o.ctid FROM @.push_outbox o "
-		"WHERE (o.expires_at, o.id) >= ($3, $4) AND o.expires_at <= $1 "
+		"WHERE (o.expires_at, o.id) >= ($3, $4) AND o.expires_at <= $1"
+		" AND o.id <> ALL ($5) "
 		"ORDER BY o.expires_at, o.id LIMIT $2 FOR UPDATE SKIP LOCKED",
-		{TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID}
+		{TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8ARRAYOID}
 	},
 	[FIND_EXPIRY_FRONT] = {
 		"SELECT o.expires_at, o.id FROM @.push_outbox o "
-		"WHERE (o.expires_at, o.id) >= ($1, $2) AND o.expires_at >= $1 "
+		"WHERE (o.expires_at, o.id) >= ($1, $2) AND o.expires_at >= $1"
+		" AND o.id <> ALL ($3) "
 		"ORDER BY o.expires_at, o.id LIMIT 1",
-		{TIMESTAMPTZOID, INT8OID}
+		{TIMESTAMPTZOID, INT8OID, INT8ARRAYOID}
 	},
 	[DELETE_PUSHES] = {
 		"DELETE FROM @.push_outbox WHERE ctid = ANY ($1)",
@@ -209,40 +221,49 @@ static const struct
 	[FIND_RETRIES] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
 		"WHERE q.server = $1 AND (q.next_attempt_at, q.id) >= ($4, $5)"
-		" AND q.next_attempt_at <= $2 AND q.state = 'retry' "
+		" AND q.next_attempt_at <= $2 AND q.state = 'retry' AND q.id <> ALL ($6) "
 		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
-		{NAMEOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID}
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8ARRAYOID}
 	},
 	[FIND_RETRY_FRONT] = {
 		"SELECT q.next_attempt_at, q.id FROM @.push_request q "
 		"WHERE q.server = $1 AND (q.next_attempt_at, q.id) >= ($2, $3)"
-		" AND q.next_attempt_at >= $2 AND q.state = 'retry' "
+		" AND q.next_attempt_at >= $2 AND q.state = 'retry' AND q.id <> ALL ($4) "
 		"ORDER BY q.next_attempt_at, q.id LIMIT 1",
-		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, INT8ARRAYOID}
+	},
+	[FIND_REQUEST] = {
+		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
+		"WHERE q.id = $1 AND q.state = $2 FOR UPDATE SKIP LOCKED",
+		{INT8OID, TEXTOID}
 	},
 	[FIND_EXPIRED_RETRIES] = {
 		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
 		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'"
+		" AND q.id <> ALL ($4)"
 		" AND EXISTS (SELECT FROM unnest(q.push_ids) p"
 		"  JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id"
 		"  WHERE r.expires_at <= $2) "
 		"ORDER BY q.next_attempt_at, q.id LIMIT $3 FOR UPDATE SKIP LOCKED",
-		{NAMEOID, TIMESTAMPTZOID, INT8OID}
+		{NAMEOID, TIMESTAMPTZOID, INT8OID, INT8ARRAYOID}
 	},
 	[FIND_RETRY_EXPIRY] = {
 		"SELECT min(r.expires_at) FROM @.push_request q CROSS JOIN unnest(q.push_ids) p"
 		" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id "
-		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'",
-		{NAMEOID}
+		"WHERE q.server = $1 AND q.next_attempt_at IS NOT NULL AND q.state = 'retry'"
+		" AND q.id <> ALL ($2)",
+		{NAMEOID, INT8ARRAYOID}
 	},
 	[FIND_ORPHANS] = {
-		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
-		"WHERE q.id >= (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending' "
-		"UNION ALL "
-		"SELECT " REQUEST_COLUMNS " FROM @.push_request q "
-		"WHERE q.id < (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending'"
-		" AND q.next_attempt_at IS NOT NULL",
-		{0}
+		"SELECT * FROM ("
+		" SELECT " REQUEST_COLUMNS " FROM @.push_request q"
+		" WHERE q.id >= (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending'"
+		" UNION ALL"
+		" SELECT " REQUEST_COLUMNS " FROM @.push_request q"
+		" WHERE q.id < (SELECT first_in_flight FROM @.push_worker) AND q.state = 'sending'"
+		" AND q.next_attempt_at IS NOT NULL) o "
+		"WHERE id <> ALL ($1) LIMIT $2",
+		{INT8ARRAYOID, INT8OID}
 	},
 	[NOTE_IN_FLIGHT] = {
 		"UPDATE @.push_worker SET first_in_flight = $1",
@@ -373,6 +394,17 @@ static TimestampTz activated;
 
 static OwnerScope scope;
 
+/* Rows that are left out of everything. */
+static const AsideList *aside;
+
+/* The row that the transaction has begun with, if it was one alone. */
+static struct
+{
+	bool		known;
+	AsideKind	kind;
+	int64		id;
+} suspect;
+
 /* ------------------------------------------------------------------------
  * Statements and transactions
  * ------------------------------------------------------------------------
@@ -451,6 +483,47 @@ array_of(Datum *values, int n, Oid type)
 
 	get_typlenbyvalalign(type, &len, &byval, &align);
 	return PointerGetDatum(construct_array(values, n, type, len, byval, align));
+}
+
+/* The ids of those that are set aside, of one of our tables, as a parameter. */
+static Datum
+left_out(bool pushes)
+{
+	Datum	   *ids = palloc(sizeof(Datum) * (aside->n + 1));
+	int			n = 0;
+
+	for (int i = 0; i < aside->n; i++)
+	{
+		if ((aside->rows[i].kind == ASIDE_PUSH) == pushes)
+			ids[n++] = Int64GetDatum(aside->rows[i].id);
+	}
+	return array_of(ids, n, INT8OID);
+}
+
+/* To be called with what a statement has found, before it is taken apart. */
+static void
+note_suspect(AsideKind kind)
+{
+	suspect.	known = SPI_processed == 1;
+	suspect.	kind = kind;
+
+	if (suspect.known)
+		suspect.	id = DatumGetInt64(load_column(SPI_tuptable->vals[0],
+												   SPI_tuptable->tupdesc, 1));
+}
+
+bool
+outbox_suspect(AsideKind *kind, int64 *id)
+{
+	*kind = suspect.kind;
+	*id = suspect.id;
+	return suspect.known;
+}
+
+void
+outbox_leave_out(const AsideList *list)
+{
+	aside = list;
 }
 
 static Datum
@@ -589,6 +662,8 @@ outbox_open(void)
 OutboxAccess
 outbox_begin(void)
 {
+	suspect.	known = false;
+
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (!lock_all())
@@ -994,7 +1069,7 @@ choose_riders(const Loaded *heads, int per_content, int max_size, int64 *keys, i
 static bool
 should_look_further(const Loaded *heads, const Claim *claim, int max)
 {
-	if (heads->n < max)
+	if (heads->n < max || claim->alone)
 		return false;
 	if (claim->scarce || claim->riders->misses < MISSES_TO_RELAX)
 		return true;
@@ -1011,7 +1086,7 @@ load_riders(Loaded *heads, Claim *claim, const ComposeBounds *bounds, TimestampT
 {
 	int			nkeys = distinct_contents(heads, keys);
 	int			per_content = Min(bounds->accounts * bounds->requests, MAX_ACCOUNTS_PER_CLAIM);
-	Datum		values[7];
+	Datum		values[8];
 	Datum		places;
 	Loaded		alike;
 
@@ -1020,6 +1095,7 @@ load_riders(Loaded *heads, Claim *claim, const ComposeBounds *bounds, TimestampT
 	values[4] = TimestampTzGetDatum(now);
 	values[5] = Int64GetDatum(per_content);
 	values[6] = Int64GetDatum(heads->n + MAX_ACCOUNTS_PER_CLAIM);
+	values[7] = left_out(true);
 	run(FIND_ALIKE, values, NULL);
 	places = choose_riders(heads, per_content, bounds->accounts, keys, &nkeys);
 	claim->riders->misses = nkeys == 0 ? claim->riders->misses + 1 : 0;
@@ -1062,10 +1138,11 @@ put_priorities(Datum *values, const Front *front, TimestampTz due)
 static void
 move_front(const ServerOptions *server, Front *front, TimestampTz now)
 {
-	Datum		values[4];
+	Datum		values[5];
 
 	values[0] = server_name(server);
 	put_priorities(&values[1], front, now);
+	values[4] = left_out(true);
 	run(FIND_FRONT, values, NULL);
 	for (int i = 0; i < FRONT_PRIORITIES; i++)
 	{
@@ -1108,7 +1185,7 @@ try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	ComposeBounds bounds = {max, claim->size, MAX_ACCOUNTS_PER_CLAIM};
-	Datum		values[6];
+	Datum		values[7];
 	Loaded		loaded;
 	int64	   *keys;
 	int			nkeys = 0;
@@ -1119,7 +1196,9 @@ try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int64GetDatum(max);
 	put_priorities(&values[3], claim->front, now);
+	values[6] = left_out(true);
 	run(LOAD_HEADS, values, NULL);
+	note_suspect(ASIDE_PUSH);
 	load_rows(&loaded, Min(bounds.accounts * max, MAX_ACCOUNTS_PER_CLAIM));
 	keys = palloc(sizeof(int64) * Max(loaded.n, 1));
 	if (loaded.n > 0 && should_look_further(&loaded, claim, max))
@@ -1148,25 +1227,35 @@ outbox_claim(Claim *claim, int max, TimestampTz *due, MemoryContext parent)
 	return requests;
 }
 
+/* Loaded rows get the outcome "expired"; returns how many requests that makes. */
+static int
+expire_loaded(Loaded *loaded, TimestampTz now)
+{
+	ComposeBounds bounds = {0, UNSENT_SIZE, INT_MAX};
+	List	   *requests;
+
+	/* a large push takes a request for each so many accounts */
+	for (int i = 0; i < loaded->n; i++)
+		bounds.requests += loaded->rows[i].nloaded / UNSENT_SIZE + 1;
+	requests = journal_rows(loaded, &bounds, NULL, STATE_EXPIRED, InvalidOid, 0, now,
+							CurrentMemoryContext);
+	remove_taken(loaded);
+	return list_length(requests);
+}
+
 int
-outbox_expire(Position *front, TimestampTz *due)
+outbox_expire(Position *front, bool alone, TimestampTz *due)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[4] = {TimestampTzGetDatum(now), Int64GetDatum(MAX_EXPIRE),
-	TimestampTzGetDatum(front->at), Int64GetDatum(front->id)};
-	ComposeBounds bounds = {0, UNSENT_SIZE, INT_MAX};
+	Datum		values[5] = {TimestampTzGetDatum(now), Int64GetDatum(alone ? 1 : MAX_EXPIRE),
+	TimestampTzGetDatum(front->at), Int64GetDatum(front->id), left_out(true)};
 	int			nrequests;
 	Loaded		loaded;
 
 	run(LOAD_EXPIRED, values, NULL);
+	note_suspect(ASIDE_PUSH);
 	load_rows(&loaded, MAX_EXPIRE_ACCOUNTS);
-	/* a large push takes a request for each so many accounts */
-	for (int i = 0; i < loaded.n; i++)
-		bounds.requests += loaded.rows[i].nloaded / UNSENT_SIZE + 1;
-	nrequests = list_length(journal_rows(&loaded, &bounds, NULL, STATE_EXPIRED, InvalidOid,
-										 0, now, CurrentMemoryContext));
-	remove_taken(&loaded);
-
+	nrequests = expire_loaded(&loaded, now);
 	run(FIND_EXPIRY_FRONT, &values[2], NULL);
 	*front = SPI_processed > 0 ?
 		position_in(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : POSITION_NONE;
@@ -1297,8 +1386,8 @@ write_outcomes(TimestampTz now)
 static void
 move_retry_front(const ServerOptions *server, Position *front)
 {
-	Datum		values[3] = {server_name(server), TimestampTzGetDatum(front->at),
-	Int64GetDatum(front->id)};
+	Datum		values[4] = {server_name(server), TimestampTzGetDatum(front->at),
+	Int64GetDatum(front->id), left_out(false)};
 
 	run(FIND_RETRY_FRONT, values, NULL);
 	*front = SPI_processed > 0 ?
@@ -1354,12 +1443,13 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 					 Position *front, MemoryContext parent)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[5] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max),
-	TimestampTzGetDatum(front->at), Int64GetDatum(front->id)};
+	Datum		values[6] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max),
+	TimestampTzGetDatum(front->at), Int64GetDatum(front->id), left_out(false)};
 	List	   *found;
 	List	   *claimed = NIL;
 
 	run(FIND_RETRIES, values, NULL);
+	note_suspect(ASIDE_REQUEST);
 	found = load_requests(server->oid, parent);
 	if (found != NIL)
 		claimed = resend_or_expire(found, random_key, now);
@@ -1368,18 +1458,20 @@ outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
 }
 
 int
-outbox_expire_retries(const ServerOptions *server, TimestampTz *due)
+outbox_expire_retries(const ServerOptions *server, bool alone, TimestampTz *due)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[3] = {server_name(server), TimestampTzGetDatum(now),
-	Int64GetDatum(MAX_EXPIRE_RETRIES)};
+	Datum		values[4] = {server_name(server), TimestampTzGetDatum(now),
+	Int64GetDatum(alone ? 1 : MAX_EXPIRE_RETRIES), left_out(false)};
 	List	   *expired;
 	bool		isnull;
 	Datum		first;
 
 	run(FIND_EXPIRED_RETRIES, values, NULL);
+	note_suspect(ASIDE_REQUEST);
 	expired = load_requests(server->oid, CurrentMemoryContext);
 	drop_expired(expired, now);
+	values[1] = values[3];
 	run(FIND_RETRY_EXPIRY, values, NULL);
 	first = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	*due = isnull ? DT_NOEND : DatumGetTimestampTz(first);
@@ -1387,9 +1479,73 @@ outbox_expire_retries(const ServerOptions *server, TimestampTz *due)
 }
 
 List *
-outbox_orphans(MemoryContext parent)
+outbox_claim_push(Claim *claim, int64 id, MemoryContext parent)
 {
-	run(FIND_ORPHANS, NULL, NULL);
+	TimestampTz now = GetCurrentTimestamp();
+	ComposeBounds bounds = {1, claim != NULL ? claim->size : 0, MAX_ACCOUNTS_PER_CLAIM};
+	Datum		values[2] = {Int64GetDatum(id), TimestampTzGetDatum(now)};
+	TimestampTz expires_at;
+	Loaded		loaded;
+	List	   *requests = NIL;
+
+	run(LOAD_PUSH, values, NULL);
+	if (SPI_processed == 0)
+		return NIL;
+	load_rows(&loaded, MAX_EXPIRE_ACCOUNTS);
+	expires_at = DatumGetTimestampTz(loaded.pushes[0].values[OUTBOX_EXPIRES_AT - 1]);
+	if (!loaded.pushes[0].nulls[OUTBOX_EXPIRES_AT - 1] && expires_at <= now)
+		(void) expire_loaded(&loaded, now);
+	else if (claim != NULL)
+	{
+		requests = journal_rows(&loaded, &bounds, claim->recent, STATE_SENDING,
+								claim->server->oid, claim->random_key, now, parent);
+		remove_taken(&loaded);
+		(void) put_off(&loaded);
+	}
+	return requests;
+}
+
+/* The request, if it is in that state and nobody has locked it. */
+static List *
+load_request_in(const char *state, int64 id, Oid serverid, MemoryContext parent)
+{
+	Datum		values[2] = {Int64GetDatum(id), CStringGetTextDatum(state)};
+
+	run(FIND_REQUEST, values, NULL);
+	return load_requests(serverid, parent);
+}
+
+List *
+outbox_claim_request(const ServerOptions *server, uint64 random_key, int64 id,
+					 MemoryContext parent)
+{
+	List	   *found = load_request_in(STATE_RETRY, id, server->oid, parent);
+
+	return found == NIL ? NIL : resend_or_expire(found, random_key, GetCurrentTimestamp());
+}
+
+List *
+outbox_orphan(int64 id, MemoryContext parent)
+{
+	return load_request_in(STATE_SENDING, id, InvalidOid, parent);
+}
+
+List *
+outbox_orphans(const List *known, bool alone, MemoryContext parent)
+{
+	Datum	   *ids = palloc(sizeof(Datum) * (list_length(known) + aside->n + 1));
+	int			n = 0;
+	ListCell   *cell;
+	Datum		values[2];
+
+	foreach(cell, known)
+		ids[n++] = Int64GetDatum(((const Request *) lfirst(cell))->id);
+	for (int i = 0; i < aside->n; i++)
+		ids[n++] = Int64GetDatum(aside->rows[i].id);
+	values[0] = array_of(ids, n, INT8OID);
+	values[1] = Int64GetDatum(alone ? 1 : PG_INT32_MAX);
+	run(FIND_ORPHANS, values, NULL);
+	note_suspect(ASIDE_ORPHAN);
 	return load_requests(InvalidOid, parent);
 }
 

@@ -12,6 +12,7 @@
 
 #include "nodes/pg_list.h"
 
+#include "aside.h"
 #include "front.h"
 #include "recent.h"
 #include "request.h"
@@ -105,6 +106,7 @@ typedef struct Claim
 	uint64		random_key;
 	int			size;			/* accounts that a request may carry */
 	bool		scarce;			/* there is a limit of calls or accounts */
+	bool		alone;			/* nothing but the heads */
 	RiderHistory *riders;
 	Front	   *front;
 	RecentAccounts *recent;
@@ -132,21 +134,41 @@ extern void outbox_look(const ServerOptions *server, Front *front, Position *ret
  * Give an outcome to pushes, of any server, that expired while they waited,
  * as many as fit into a short transaction.  *front, before which none expires,
  * moves on; *due becomes the time at which the next one expires, DT_NOEND if
- * none does.  Returns how many requests they made.
+ * none does.  One "alone", if that is asked for.  Returns how many requests
+ * they made.
  */
-extern int	outbox_expire(Position *front, TimestampTz *due);
+extern int	outbox_expire(Position *front, bool alone, TimestampTz *due);
 
 /*
  * Likewise for pushes of a server that expired in requests that are to go
  * again.  Returns how many requests they were in.
  */
-extern int	outbox_expire_retries(const ServerOptions *server, TimestampTz *due);
+extern int	outbox_expire_retries(const ServerOptions *server, bool alone, TimestampTz *due);
 
 /*
  * Requests that an earlier worker left in flight, as if their attempts had
- * just ended in doubt; the caller plans and records the next step.
+ * just ended in doubt; the caller plans and records the next step.  Not those
+ * that are "known", and only one if that is to be "alone".
  */
-extern List *outbox_orphans(MemoryContext parent);
+extern List *outbox_orphans(const List *known, bool alone, MemoryContext parent);
+
+/*
+ * The rows of this list are left out of everything else, until they are asked
+ * for by their ids: a push that is claimed, or only expired if "claim" is
+ * NULL; a request that goes again or has expired; an orphan.  Each returns
+ * at most one request, and none if somebody has locked the row.
+ */
+extern void outbox_leave_out(const AsideList *list);
+extern List *outbox_claim_push(Claim *claim, int64 id, MemoryContext parent);
+extern List *outbox_claim_request(const ServerOptions *server, uint64 random_key,
+								  int64 id, MemoryContext parent);
+extern List *outbox_orphan(int64 id, MemoryContext parent);
+
+/*
+ * After an error: the row that the transaction had begun with.  False if
+ * there was none or more than one.
+ */
+extern bool outbox_suspect(AsideKind *kind, int64 *id);
 
 /*
  * Note that no request with a smaller id is in flight for the first time, so

@@ -152,3 +152,14 @@ recent_note(RecentAccounts *recent, uint64_t key, int64_t now)
 {
 	find_or_add(recent, key, now)->left = now;
 }
+
+/* Who was allowed to leave then had not left for long, so nothing is lost. */
+void
+recent_forget(RecentAccounts *recent, int64_t since)
+{
+	for (size_t i = 0; i < recent->size; i++)
+	{
+		if (recent->entries[i].key != 0 && recent->entries[i].left >= since)
+			recent->entries[i].left = INT64_MIN;
+	}
+}

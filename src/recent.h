@@ -59,4 +59,7 @@ extern int64_t recent_reserve(RecentAccounts *recent, uint64_t key, int64_t now)
 /* One leaves now. */
 extern void recent_note(RecentAccounts *recent, uint64_t key, int64_t now);
 
+/* What has been noted from then on did not leave after all. */
+extern void recent_forget(RecentAccounts *recent, int64_t since);
+
 #endif							/* TIMPUSH_RECENT_H */

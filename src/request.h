@@ -81,6 +81,9 @@ typedef struct Request
 	Outcome		outcome;
 	Step		step;
 	TimestampTz ended_at;
+	int64		record_pause;	/* 0, or it could not be recorded by itself
+								 * ... */
+	TimestampTz record_at;		/* ... and is tried again then */
 } Request;
 
 /*

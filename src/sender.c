@@ -341,6 +341,7 @@ sender_problem_noted(Sender *sender)
 	sender->state.since = sender->noted;
 	app_state_of(&sender->app, sender->noted, true);
 	sender->problem_changed = false;
+	sender->noted = 0;
 }
 
 static int64

@@ -46,6 +46,8 @@ typedef struct Sender
 	int			turn;			/* counts claims, to share them with retries */
 
 	TimestampTz blocked_until;	/* nothing leaves before */
+	TimestampTz rests_until;	/* its rows make transactions fail ... */
+	int64		rest_pause;		/* ... 0: they do not */
 	TimestampTz changed_at;		/* when its options last changed */
 	Breaker		breaker;
 	int			refusals;		/* answers without a body, 4xx, in a row */

@@ -210,15 +210,15 @@ finish_in_flight(void)
 
 		CHECK_FOR_INTERRUPTS();
 		take_answers();
-		if (cycle_has_outcomes() && !run_cycle(false))
+		if (cycle_can_record() && !run_cycle(false))
 			break;
 		pgstat_report_activity(STATE_RUNNING, "ending");
 		now = GetCurrentTimestamp();
-		if (now >= deadline || (http_in_flight() == 0 && !cycle_has_outcomes()))
+		if (now >= deadline || (http_in_flight() == 0 && !cycle_can_record()))
 			break;
 		timeout = TimestampDifferenceMilliseconds(now, deadline);
 		/* others may hold locks, and will end soon if all are to end */
-		if (cycle_has_outcomes())
+		if (cycle_can_record())
 			timeout = Min(timeout, LOCKED_OUT_PAUSE_US / 1000);
 		http_wait(timeout, PG_WAIT_EXTENSION);
 	}
@@ -358,7 +358,7 @@ work(void)
 			cycle_take_back_all("sending was switched off before it could leave");
 		now = GetCurrentTimestamp();
 		may_claim = timpush_enabled;
-		if ((may_claim || cycle_has_outcomes()) && cycle_wanted(now, &when))
+		if ((may_claim || cycle_has_outcomes()) && cycle_wanted(may_claim, now, &when))
 		{
 			if (!run_cycle(may_claim))
 				return;
@@ -383,12 +383,15 @@ work(void)
 
 /*
  * What a role or database sets for its sessions is not for us: a claim must
- * be durable, may write, and always goes by the index.
+ * be durable, may write, and always goes by the index.  What is set here
+ * outlives a reload of the configuration.
  */
 static void
 override_settings(void)
 {
 	override("search_path", "pg_catalog, pg_temp");
+	override("role", "none");
+	override("exit_on_error", "off");
 	override("default_transaction_read_only", "off");
 	override("default_transaction_isolation", "read committed");
 	override("default_transaction_deferrable", "off");
@@ -400,6 +403,11 @@ override_settings(void)
 	override("lock_timeout", "1000");
 	override("row_security", "on");
 	override("session_replication_role", "origin");
+	override("enable_indexscan", "on");
+	override("enable_indexonlyscan", "on");
+	override("enable_tidscan", "on");
+	override("enable_nestloop", "on");
+	override("enable_sort", "on");
 	override("enable_seqscan", "off");
 	override("enable_bitmapscan", "off");
 	override("enable_hashjoin", "off");
