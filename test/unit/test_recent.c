@@ -432,6 +432,24 @@ check_clock(void)
 	context_reset();
 }
 
+/* What was noted did not leave after all. */
+static void
+check_forget(void)
+{
+	RecentAccounts *recent = recent_create();
+	uint64_t	early = recent_key(1, "early", 5);
+	uint64_t	late = recent_key(1, "late", 4);
+
+	recent_note(recent, early, START);
+	recent_note(recent, late, START + 1);
+	recent_forget(recent, START + 1);
+	is_int(recent_allows(recent, early, START + 1), START + SECOND,
+		   "forget: what left before still counts");
+	is_int(recent_allows(recent, late, START + 1), START + 1,
+		   "forget: what has not left does not");
+	context_reset();
+}
+
 int
 main(void)
 {
@@ -447,5 +465,6 @@ main(void)
 	check_stream(1000, 60);
 	check_stream(20000, 30);
 	check_clock();
+	check_forget();
 	return done_testing();
 }
