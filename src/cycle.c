@@ -60,7 +60,7 @@
 /* Rows that are set aside in one go, at most. */
 #define ASIDE_AT_ONCE		10
 
-/* A failure that no step repeats is reported at most this often. */
+/* A failure that no step repeats is reported at most this often, if it is the same. */
 #define REPORT_PAUSE_US		60000000
 
 volatile sig_atomic_t cycle_end_requested = false;
@@ -100,7 +100,8 @@ static RecentAccounts *recent;
 static TimestampTz rest_until = 0;	/* after an error, or for others' locks */
 static bool recording_fails = false;	/* as the log has it */
 static bool claiming_fails = false;
-static bool explained;			/* what a cycle has failed for */
+static int	explained;			/* SQLSTATE of what a cycle has failed for */
+static int	failure_code;		/* SQLSTATE of what was told of last */
 static TimestampTz failure_reported = 0;
 static TimestampTz locked_since = 0;
 static bool lock_reported = false;
@@ -702,7 +703,8 @@ rest_all(bool *reported, const ErrorData *error, const char *what)
 		return;
 	if (!*reported)
 		warn_of(error, what);
-	*reported = explained = true;
+	*reported = true;
+	explained = error->sqlerrcode;
 	rest_until = GetCurrentTimestamp() + ERROR_PAUSE_US;
 }
 
@@ -727,7 +729,7 @@ set_stuck(Request *request, const ErrorData *error)
 
 	warn_of(error, psprintf("outcome of request %lld cannot be recorded, so nothing is claimed for server \"%s\"",
 							(long long) request->id, NameStr(request->server)));
-	explained = true;
+	explained = error->sqlerrcode;
 	request->record_pause = aside_pause(0);
 	request->record_at = turn.now + request->record_pause;
 	unrecorded = list_delete_ptr(unrecorded, request);
@@ -832,7 +834,7 @@ set_aside(const Sender *sender)
 		!aside_add(&aside, kind, id, sender != NULL ? sender->options->oid : InvalidOid,
 				   turn.now))
 		return false;
-	explained = true;
+	explained = failure->sqlerrcode;
 	warn_of(failure, psprintf("%s is set aside, because it makes the transaction fail",
 							  describe_row(kind, id)));
 	return true;
@@ -845,7 +847,7 @@ rest_sender(Sender *sender)
 	if (sender->rest_pause == 0)
 		warn_of(failure, psprintf("server \"%s\" waits, because its transactions fail",
 								  sender->options->name));
-	explained = true;
+	explained = failure->sqlerrcode;
 	sender->rest_pause = aside_pause(sender->rest_pause);
 	sender->rests_until = turn.now + sender->rest_pause;
 	states_due = Min(states_due, sender->rests_until);
@@ -937,7 +939,7 @@ go_step_by_step(bool may_claim)
 	ErrorData  *first = failure;
 	bool		done;
 
-	explained = false;
+	explained = 0;
 	set_lock_timeout("100");
 	done = unrecorded == NIL || transact(record, unrecorded) ||
 		(failure != NULL && record_one_by_one());
@@ -945,9 +947,12 @@ go_step_by_step(bool may_claim)
 		done = claim_step_by_step();
 	set_lock_timeout("1000");
 	/* whatever it was, it is told of */
-	if (explained || cycle_end_requested || turn.now < failure_reported + REPORT_PAUSE_US)
+	if (cycle_end_requested || explained == first->sqlerrcode ||
+		(failure_code == first->sqlerrcode &&
+		 turn.now < failure_reported + REPORT_PAUSE_US))
 		return;
 	warn_of(first, "a transaction has failed and was made again step by step");
+	failure_code = first->sqlerrcode;
 	failure_reported = turn.now;
 }
 
