@@ -3,6 +3,10 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION timpush" to load this file. \quit
 
+-- Others may be allowed to create in our schema, which is first in the search
+-- path now.  So functions are qualified, and operators get just the types that
+-- pg_catalog has them for: one of the schema's would win if it fits better.
+
 --
 -- Credentials and endpoints: SQL/MED without a handler
 --
@@ -525,7 +529,7 @@ FROM (
   WHERE p.enqueued_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r
                       WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER'))
      OR pg_catalog.pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c
-                                WHERE c.oid = 'push_outbox'::pg_catalog.regclass), 'MEMBER')
+                                WHERE c.oid = 'push_outbox'::pg_catalog.regclass::oid), 'MEMBER')
   GROUP BY p.push_id
 ) s;
 GRANT SELECT ON push_status TO PUBLIC;
@@ -537,9 +541,10 @@ COMMENT ON VIEW push_status IS 'one row for each push at any stage; sent means a
 -- else, and the parts of a push by the primary key of push_result.
 CREATE VIEW push_progress WITH (security_barrier) AS
 SELECT p.push_id, p.server, p.state, p.done, p.total,
-       pg_catalog.round(100.0 * p.done / p.total, 1) AS percent,
-       pg_catalog.round((p.recent / p.seconds)::numeric, 1) AS rate,
-       pg_catalog.make_interval(secs => pg_catalog.ceil((p.total - p.done) * p.seconds / nullif(p.recent, 0))) AS eta,
+       pg_catalog.round(100.0 * p.done::numeric / p.total::numeric, 1) AS percent,
+       pg_catalog.round((p.recent::double precision / p.seconds)::numeric, 1) AS rate,
+       pg_catalog.make_interval(secs => pg_catalog.ceil(
+         (p.total - p.done)::double precision * p.seconds / nullif(p.recent, 0)::double precision)) AS eta,
        p.started_at
 FROM (
   SELECT w.push_id, f.server, f.enqueued_by,
@@ -568,7 +573,7 @@ FROM (
 WHERE p.enqueued_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r
                         WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER'))
    OR pg_catalog.pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c
-                              WHERE c.oid = 'push_outbox'::pg_catalog.regclass), 'MEMBER');
+                              WHERE c.oid = 'push_outbox'::pg_catalog.regclass::oid), 'MEMBER');
 GRANT SELECT ON push_progress TO PUBLIC;
 COMMENT ON VIEW push_progress IS 'large pushes on their way: accounts done and total, accounts a second, time left';
 
@@ -580,7 +585,7 @@ WHERE e.error_code IN (70107, 90048)
   AND (e.enqueued_by IN (SELECT a.rolname FROM pg_catalog.pg_roles a
                          WHERE pg_catalog.pg_has_role(a.oid, 'MEMBER'))
        OR pg_catalog.pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c
-                                  WHERE c.oid = 'push_outbox'::pg_catalog.regclass), 'MEMBER'))
+                                  WHERE c.oid = 'push_outbox'::pg_catalog.regclass::oid), 'MEMBER'))
 GROUP BY r.server, e.account;
 GRANT SELECT ON push_dead_account TO PUBLIC;
 COMMENT ON VIEW push_dead_account IS 'accounts that the API calls non-existent';
