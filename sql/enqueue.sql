@@ -365,26 +365,26 @@ ROLLBACK;
 CREATE TABLE log (line text);
 CREATE FUNCTION log_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  INSERT INTO log VALUES (concat_ws(' ', tg_when, tg_level, new.title));
+  EXECUTE format('INSERT INTO %I.log VALUES ($1)', tg_table_schema) USING concat_ws(' ', tg_when, tg_level, new.title);
   RETURN NULL;
 END $$;
 CREATE FUNCTION log_rows() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  INSERT INTO log SELECT concat_ws(' ', tg_when, tg_level, count(*), min(title)) FROM added;
+  INSERT INTO public.log SELECT concat_ws(' ', tg_when, tg_level, count(*), min(title)) FROM added;
   RETURN NULL;
 END $$;
 CREATE FUNCTION change_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF new.title = 'skip' THEN RETURN NULL; END IF;
   IF new.title = 'empty' THEN new.to_accounts = '{}'; END IF;
-  IF new.title = 'again' THEN PERFORM timpush_batch('boss', '{u2}', 'inner', NULL); END IF;
+  IF new.title = 'again' THEN PERFORM public.timpush_batch('boss', '{u2}', 'inner', NULL); END IF;
   IF new.title = 'server' THEN new.server = 'chat2'; END IF;
   new.title = upper(new.title);
   RETURN new;
 END $$;
 CREATE FUNCTION push_more(title text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
 BEGIN
-  IF title = 'outer' THEN PERFORM timpush_batch('boss', '{u3}', 'inner', NULL); END IF;
+  IF title = 'outer' THEN PERFORM public.timpush_batch('boss', '{u3}', 'inner', NULL); END IF;
   RETURN title;
 END $$;
 CREATE DOMAIN checked AS text CHECK (push_more(VALUE) <> 'bad');
@@ -463,7 +463,7 @@ SELECT both_ways(title) FROM unnest('{good,bad,outer}'::text[]) title;
 ALTER TABLE push_outbox DROP CONSTRAINT mine, ADD CONSTRAINT mine CHECK (title::checked IS NOT NULL);
 SELECT both_ways(title) FROM unnest('{good,bad,outer}'::text[]) title;
 ALTER TABLE push_outbox DROP CONSTRAINT mine, ADD CONSTRAINT mine CHECK (
-  title <> 'outer' OR query_to_xml($$SELECT timpush_batch('boss', '{u3}', 'inner', NULL)$$, true, true, '') IS NOT NULL);
+  title <> 'outer' OR query_to_xml($$SELECT public.timpush_batch('boss', '{u3}', 'inner', NULL)$$, true, true, '') IS NOT NULL);
 SELECT both_ways('outer');
 ALTER TABLE push_outbox DROP CONSTRAINT mine, ALTER data_id SET NOT NULL;
 SELECT both_ways('Hello', data_id) FROM unnest('{d1,NULL}'::text[]) data_id;

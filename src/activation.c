@@ -80,7 +80,7 @@ activation_ensure(Oid outbox)
 
 	if (known == outbox)
 		return;
-	owner_enter(&scope, outbox, 0);
+	owner_enter_safely(&scope, outbox);
 	SPI_connect();
 	if (!any_note(table_name(outbox)))
 	{
@@ -103,7 +103,7 @@ activation_note_copied(Oid outbox, bool subscribed)
 	/* once, of as many rows as come together */
 	if (noted_in == MyLocalTransactionId && noted_in_sub == GetCurrentSubTransactionId())
 		return;
-	owner_enter(&scope, outbox, 0);
+	owner_enter_safely(&scope, outbox);
 	SPI_connect();
 	if (!subscribed)
 		LockRelationOid(get_relname_relid("push_activation", get_rel_namespace(outbox)),

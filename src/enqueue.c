@@ -497,7 +497,7 @@ insert_as_owner(Oid outbox, Datum *values, bool *nulls)
 
 	for (int i = 0; i < OUTBOX_NATTS; i++)
 		spi_nulls[i] = nulls[i] ? 'n' : ' ';
-	owner_enter(&scope, outbox, 0);
+	owner_enter_safely(&scope, outbox);
 	SPI_connect();
 	if (SPI_execute_plan(insert_plan(outbox), values + OUTBOX_ID, spi_nulls + OUTBOX_ID,
 						 false, 0) != SPI_OK_INSERT_RETURNING)

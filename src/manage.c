@@ -30,7 +30,6 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -83,13 +82,9 @@ typedef struct Session
 	Oid			schema;
 	const char *schema_name;	/* quoted */
 	OwnerScope	scope;
-	int			guc_level;
 } Session;
 
-/*
- * Become the tables' owner and leave the caller's search path, which may hold
- * operators of anybody's; connect to SPI.
- */
+/* Become the tables' owner, and connect to SPI. */
 static void
 session_begin(Session *session, Oid funcid)
 {
@@ -102,10 +97,7 @@ session_begin(Session *session, Oid funcid)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s.push_outbox\" does not exist", session->schema_name),
 				 errhint("Drop and create the extension timpush.")));
-	owner_enter(&session->scope, session->outbox, 0);
-	session->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	owner_enter_safely(&session->scope, session->outbox);
 	SPI_connect();
 }
 
@@ -113,7 +105,6 @@ static void
 session_end(Session *session)
 {
 	SPI_finish();
-	AtEOXact_GUC(true, session->guc_level);
 	owner_leave(&session->scope);
 }
 

@@ -15,6 +15,7 @@ typedef struct OwnerScope
 {
 	Oid			userid;
 	int			seccontext;
+	int			guc_level;		/* 0: settings are the caller's */
 } OwnerScope;
 
 extern Oid	owner_of_table(Oid relid);
@@ -25,6 +26,12 @@ extern Oid	owner_of_table(Oid relid);
  * transaction or subtransaction restores the user.
  */
 extern void owner_enter(OwnerScope *scope, Oid relid, int flags);
+
+/*
+ * The same for statements that may run code of the owner's, such as triggers:
+ * leave the caller's search path too, which may hold anything of anybody's.
+ */
+extern void owner_enter_safely(OwnerScope *scope, Oid relid);
 extern void owner_leave(const OwnerScope *scope);
 
 #endif							/* TIMPUSH_OWNER_H */
