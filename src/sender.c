@@ -153,6 +153,7 @@ same_credentials(const ServerOptions *a, const ServerOptions *b)
 		same_text(a->secret_key, b->secret_key) &&
 		same_text(a->secret_key_file, b->secret_key_file) &&
 		same_text(a->usersig, b->usersig) &&
+		a->owner_reads_files == b->owner_reads_files &&
 		a->usersig_lifetime == b->usersig_lifetime;
 }
 

@@ -646,6 +646,8 @@ server_load(Oid serverid)
 	result->secret_key = text_option(mapping, "secret_key");
 	result->secret_key_file = text_option(mapping, "secret_key_file");
 	result->usersig = text_option(mapping, "usersig");
+	/* who owns the server says who is shown what the key signs */
+	result->owner_reads_files = has_privs_of_role(server->owner, ROLE_PG_READ_SERVER_FILES);
 	result->usersig_lifetime = duration_option(mapping, "usersig_lifetime", GUC_UNIT_S, 86400);
 	return result;
 }
@@ -818,6 +820,12 @@ server_read_key(const ServerOptions *server, size_t *len, char **problem)
 	{
 		*len = strlen(server->secret_key);
 		return pstrdup(server->secret_key);
+	}
+	if (server->secret_key_file != NULL && !server->owner_reads_files)
+	{
+		*problem = psprintf("the owner of server \"%s\" lacks the privileges of role pg_read_server_files, which a key file takes",
+							server->name);
+		return NULL;
 	}
 	if (server->secret_key_file != NULL)
 		return read_key_file(server->secret_key_file, len, problem);

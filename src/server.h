@@ -32,6 +32,7 @@ typedef struct ServerOptions
 	char	   *secret_key;		/* exactly one of these three */
 	char	   *secret_key_file;
 	char	   *usersig;
+	bool		owner_reads_files;	/* else secret_key_file is not for him */
 	int			usersig_lifetime;	/* seconds */
 	uint64		version;		/* differs after any ALTER of either object */
 } ServerOptions;
