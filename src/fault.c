@@ -22,6 +22,7 @@
 
 #include <signal.h>
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -33,7 +34,7 @@
 #define MAX_FAULT_NAME	32
 
 /* "sleep" lasts so long. */
-#define FAULT_SLEEP_US	200000
+#define FAULT_SLEEP_US	3000000
 
 typedef struct Fault
 {
@@ -104,9 +105,18 @@ assign_fault_points(const char *newval pg_attribute_unused(), void *extra)
 	current = extra;
 }
 
+/* Whoever commits what: just before it does. */
+static void
+fault_at_commit(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (event == XACT_EVENT_PRE_COMMIT)
+		FAULT_POINT("commit");
+}
+
 void
 fault_init(void)
 {
+	RegisterXactCallback(fault_at_commit, NULL);
 	DefineCustomStringVariable("timpush.fault_points",
 							   "Sets what goes wrong where, for tests.",
 							   NULL,

@@ -102,6 +102,9 @@ send_claimed(List *requests)
 	bool		safe = claim_is_safe();
 	ListCell   *cell;
 
+	/* held up here, none of those before is late by that */
+	if (requests != NIL && http_in_flight() == 0)
+		FAULT_POINT_QUIET("leave");
 	foreach(cell, requests)
 	{
 		Request    *request = lfirst(cell);

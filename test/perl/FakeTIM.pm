@@ -435,7 +435,8 @@ disagreements:
   e  an account that is expired or cancelled was accepted
 
 Options: C<dbname>, by default postgres, may be a list, whose databases
-together account for the ledger; C<schema> of the extension, by default public.
+together account for the ledger; C<schema> of the extension, by default public;
+C<ledger>, a file to read instead of the service's own.
 
 =cut
 
@@ -447,7 +448,7 @@ sub check_ledger
 	my $schema = $options{schema} // 'public';
 	my (@disagreements, %stranger);
 
-	(my $file = $self->ledger_file) =~ s/'/''/g;
+	(my $file = $options{ledger} // $self->ledger_file) =~ s/'/''/g;
 	$schema =~ s/"/""/g;
 	(my $sql = $audit_sql) =~ s/LEDGER_FILE/'$file'/;
 	$sql =~ s/:schema/"$schema"/;
