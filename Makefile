@@ -16,6 +16,7 @@ OBJS = \
 	src/cycle.o \
 	src/enqueue.o \
 	src/front.o \
+	src/guard.o \
 	src/http.o \
 	src/insert.o \
 	src/journal.o \

@@ -364,6 +364,21 @@ follow_servers(void *arg pg_attribute_unused())
 	refresh_senders();
 }
 
+/* What was on its way when its server was dropped does not go again. */
+static void
+end_without_server(const List *requests)
+{
+	ListCell   *cell;
+
+	foreach(cell, requests)
+	{
+		Request    *request = lfirst(cell);
+
+		if (find_sender_by_name(NameStr(request->server)) == NULL)
+			outbox_end_server(&request->server);
+	}
+}
+
 /* "arg" is a list of outcomes. */
 static void
 record(void *arg)
@@ -371,6 +386,7 @@ record(void *arg)
 	recording = arg;
 	FAULT_POINT("record");
 	outbox_record((List *) recording);
+	end_without_server((List *) recording);
 	FAULT_POINT("recorded");
 }
 

@@ -193,6 +193,7 @@ complete_server(Datum *values, bool *nulls, Oid caller)
 	serverid = server_resolve(nulls[OUTBOX_SERVER - 1] ? NULL :
 							  NameStr(*DatumGetName(values[OUTBOX_SERVER - 1])));
 	server_check_usage(serverid, caller);
+	server_keep(serverid);
 	server_get_name(serverid, name);
 	set_column(values, nulls, OUTBOX_SERVER, NameGetDatum(name));
 }

@@ -52,4 +52,14 @@
 	"FROM unnest($1) u JOIN @.push_request c ON c.id = u.request_id " \
 	"WHERE r.request_id = c.parent AND r.push_id = u.push_id"
 
+/* $1: a server that is no more; its requests that would go again do not */
+#define SQL_END_REQUESTS \
+	"WITH q AS (" \
+	" UPDATE @.push_request SET next_attempt_at = NULL, finished_at = clock_timestamp()," \
+	"  state = CASE WHEN in_doubt OR maybe_duplicate THEN 'unknown' ELSE 'cancelled' END" \
+	" WHERE server = $1 AND next_attempt_at IS NOT NULL AND state = 'retry'" \
+	" RETURNING id, push_ids, state, finished_at) " \
+	"UPDATE @.push_result r SET state = q.state, finished_at = q.finished_at " \
+	"FROM q CROSS JOIN unnest(q.push_ids) p WHERE r.push_id = p AND r.request_id = q.id"
+
 #endif							/* TIMPUSH_JOURNAL_SQL_H */

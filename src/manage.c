@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * manage.c
- *	  What a session does to pushes and servers: cancel, retry, pause, resume.
+ *	  What a session does to pushes and servers: cancel, retry, pause, resume,
+ *	  and what DDL on a server does to its pushes.
  *
  * These act on our tables in the caller's transaction, with the rights of the
  * tables' owner after the caller's have been checked.  The worker takes only
@@ -16,6 +17,8 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
 #include "access/xlog.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
@@ -34,6 +37,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "activation.h"
@@ -43,6 +47,7 @@
 #include "journal.h"
 #include "journal_sql.h"
 #include "load.h"
+#include "manage.h"
 #include "outbox.h"
 #include "owner.h"
 #include "server.h"
@@ -86,10 +91,10 @@ typedef struct Session
 
 /* Become the tables' owner, and connect to SPI. */
 static void
-session_begin(Session *session, Oid funcid)
+session_begin(Session *session, Oid schema)
 {
 	session->caller = GetUserId();
-	session->schema = get_func_namespace(funcid);
+	session->schema = schema;
 	session->schema_name = quote_identifier(get_namespace_name(session->schema));
 	session->outbox = get_relname_relid("push_outbox", session->schema);
 	if (!OidIsValid(session->outbox))
@@ -139,9 +144,13 @@ plan_of(const char *sql, int nparams, Oid *types)
 	return plan;
 }
 
-/* Run a statement, "@" standing for the schema; rows are in SPI_tuptable. */
+/*
+ * Run a statement, "@" standing for the schema; rows are in SPI_tuptable.
+ * What only reads sees the rows as of the active snapshot.
+ */
 static void
-run(const Session *session, const char *sql, int nparams, Oid *types, Datum *values)
+run_plan(const Session *session, const char *sql, int nparams, Oid *types, Datum *values,
+		 bool read_only)
 {
 	StringInfoData query;
 
@@ -153,9 +162,15 @@ run(const Session *session, const char *sql, int nparams, Oid *types, Datum *val
 		else
 			appendStringInfoChar(&query, *p);
 	}
-	if (SPI_execute_plan(plan_of(query.data, nparams, types), values, NULL, false, 0) < 0)
+	if (SPI_execute_plan(plan_of(query.data, nparams, types), values, NULL, read_only, 0) < 0)
 		elog(ERROR, "could not run \"%s\"", query.data);
 	pfree(query.data);
+}
+
+static void
+run(const Session *session, const char *sql, int nparams, Oid *types, Datum *values)
+{
+	run_plan(session, sql, nparams, types, values, false);
 }
 
 static void
@@ -384,7 +399,7 @@ timpush_cancel(PG_FUNCTION_ARGS)
 	bool		cancelled = false;
 
 	PreventCommandIfReadOnly("timpush_cancel()");
-	session_begin(&session, fcinfo->flinfo->fn_oid);
+	session_begin(&session, get_func_namespace(fcinfo->flinfo->fn_oid));
 	if (find_push(&session, id, &open) && open)
 	{
 		journal_open(&journal, session.schema);
@@ -466,7 +481,7 @@ timpush_retry(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("timpush_retry()");
 	memset(nulls, true, sizeof(nulls));
-	session_begin(&session, fcinfo->flinfo->fn_oid);
+	session_begin(&session, get_func_namespace(fcinfo->flinfo->fn_oid));
 	if (!find_push(&session, id, &open))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -545,7 +560,7 @@ change_server(FunctionCallInfo fcinfo, const char *sql, int nparams)
 	lock_server(fcinfo);
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
-	session_begin(&session, fcinfo->flinfo->fn_oid);
+	session_begin(&session, get_func_namespace(fcinfo->flinfo->fn_oid));
 	hold_copied(&session);
 	run(&session, sql, nparams, types, values);
 	session_end(&session);
@@ -593,6 +608,153 @@ timpush_resume(PG_FUNCTION_ARGS)
 									" next_probe_at = NULL, since = clock_timestamp() "
 									"WHERE server = $1", 1));
 	PG_RETURN_VOID();
+}
+
+/* ------------------------------------------------------------------------
+ * Servers that are dropped or renamed
+ * ------------------------------------------------------------------------
+ */
+
+bool
+manage_has_tables(Oid schema)
+{
+	static const char *const names[] = {
+		"push_outbox", "push_request", "push_result", "push_server", "push_server_key",
+		"push_worker"
+	};
+
+	for (size_t i = 0; i < lengthof(names); i++)
+	{
+		if (!OidIsValid(get_relname_relid(names[i], schema)))
+			return false;
+	}
+	return true;
+}
+
+static void
+run_for_server(const Session *session, const char *sql, const char *server, bool read_only)
+{
+	Oid			type = NAMEOID;
+	NameData	name;
+	Datum		value = NameGetDatum(&name);
+
+	namestrcpy(&name, server);
+	run_plan(session, sql, 1, &type, &value, read_only);
+}
+
+/* As of now, whatever the transaction's isolation level. */
+static bool
+run_for_latest(const Session *session, const char *sql, const char *server)
+{
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	run_for_server(session, sql, server, true);
+	PopActiveSnapshot();
+	return SPI_processed > 0;
+}
+
+bool
+manage_find_open(Oid schema, const char *server, int64 *push)
+{
+	Session		session;
+	bool		found;
+
+	session_begin(&session, schema);
+	found = run_for_latest(&session,
+						   "SELECT id FROM @.push_outbox WHERE server = $1 "
+						   "UNION ALL "
+						   "SELECT push_ids[1] FROM @.push_request"
+						   " WHERE server = $1 AND next_attempt_at IS NOT NULL "
+						   "UNION ALL "
+						   "SELECT push_ids[1] FROM @.push_request"
+						   " WHERE id >= (SELECT first_in_flight FROM @.push_worker)"
+						   " AND state = 'sending' AND server = $1 "
+						   "LIMIT 1", server);
+	if (found)
+		*push = DatumGetInt64(column(0, 1));
+	session_end(&session);
+	return found;
+}
+
+/* Pushes that wait or go again, of which something can still be ended. */
+#define SQL_FIND_ENDABLE \
+	"SELECT id FROM @.push_outbox WHERE server = $1 " \
+	"UNION " \
+	"SELECT unnest(push_ids) FROM @.push_request " \
+	"WHERE server = $1 AND next_attempt_at IS NOT NULL AND state = 'retry'"
+
+static int
+end_pushes(const Session *session, const char *server)
+{
+	Journal		journal;
+	int64	   *pushes;
+	int			n;
+
+	run_for_server(session, SQL_FIND_ENDABLE, server, false);
+	n = (int) SPI_processed;
+	pushes = palloc_extended(sizeof(int64) * Max(n, 1), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < n; i++)
+		pushes[i] = DatumGetInt64(column(i, 1));
+	SPI_freetuptable(SPI_tuptable);
+	journal_open(&journal, session->schema);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		(void) cancel_waiting(session, &journal, pushes[i]);
+	}
+	run_for_server(session, SQL_END_REQUESTS, server, false);
+	return n;
+}
+
+void
+manage_end_pushes(Oid schema, const char *server)
+{
+	Session		session;
+	int			n;
+
+	session_begin(&session, schema);
+	n = end_pushes(&session, server);
+	/* at a higher isolation level we do not get to see all of them */
+	if (run_for_latest(&session, SQL_FIND_ENDABLE, server))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not end the pushes of server %s due to concurrent changes", server),
+				 errhint("The transaction might succeed if retried.")));
+	session_end(&session);
+	if (n > 0)
+		ereport(NOTICE,
+				(errmsg_plural("drop cascades to %d push of server %s",
+							   "drop cascades to %d pushes of server %s",
+							   n, n, server),
+				 errdetail("Accounts without an outcome are cancelled, or unknown if the API may have got them.")));
+}
+
+void
+manage_forget_server(Oid schema, const char *server)
+{
+	Session		session;
+
+	session_begin(&session, schema);
+	run_for_server(&session, "DELETE FROM @.push_server WHERE server = $1", server, false);
+	run_for_server(&session, "DELETE FROM @.push_server_key WHERE server = $1", server, false);
+	session_end(&session);
+}
+
+void
+manage_rename_server(Oid schema, const char *old, const char *new)
+{
+	Session		session;
+	Oid			types[] = {NAMEOID, NAMEOID};
+	NameData	names[2];
+	Datum		values[] = {NameGetDatum(&names[0]), NameGetDatum(&names[1])};
+
+	namestrcpy(&names[0], old);
+	namestrcpy(&names[1], new);
+	manage_forget_server(schema, new);
+	session_begin(&session, schema);
+	run(&session, "UPDATE @.push_server SET server = $2 WHERE server = $1", 2, types, values);
+	run(&session, "UPDATE @.push_server_key SET server = $2 WHERE server = $1", 2, types, values);
+	session_end(&session);
 }
 
 /* ------------------------------------------------------------------------

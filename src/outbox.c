@@ -104,6 +104,7 @@ typedef enum Statement
 	CHANGE_RESULTS,
 	COPY_RESULTS,
 	MOVE_RESULTS,
+	END_REQUESTS,
 	INSERT_ERRORS,
 	LOAD_SERVER,
 	INSERT_SERVER,
@@ -318,6 +319,10 @@ static const struct
 	[MOVE_RESULTS] = {
 		SQL_MOVE_RESULTS,
 		{RESULT_ARRAY}
+	},
+	[END_REQUESTS] = {
+		SQL_END_REQUESTS,
+		{NAMEOID}
 	},
 	[INSERT_ERRORS] = {
 		"INSERT INTO @.push_error "
@@ -1568,6 +1573,14 @@ outbox_record(List *requests)
 	foreach(cell, requests)
 		journal_outcome(&journal, lfirst(cell));
 	write_outcomes(GetCurrentTimestamp());
+}
+
+void
+outbox_end_server(Name server)
+{
+	Datum		value = NameGetDatum(server);
+
+	run(END_REQUESTS, &value, NULL);
 }
 
 void

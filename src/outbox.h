@@ -179,4 +179,7 @@ extern void outbox_note_in_flight(int64 first);
 /* Record the outcomes and steps of the requests. */
 extern void outbox_record(List *requests);
 
+/* End what would go again for a server that is no more. */
+extern void outbox_end_server(Name server);
+
 #endif							/* TIMPUSH_OUTBOX_H */

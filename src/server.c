@@ -35,6 +35,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -769,6 +770,16 @@ server_check_usage(Oid serverid, Oid roleid)
 				 errhint("Ask its owner for GRANT USAGE ON FOREIGN SERVER %s.",
 						 quote_identifier(NameStr(name)))));
 	}
+}
+
+void
+server_keep(Oid serverid)
+{
+	LockDatabaseObject(ForeignServerRelationId, serverid, 0, AccessShareLock);
+	if (!SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(serverid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("server was dropped concurrently")));
 }
 
 static char *

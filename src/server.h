@@ -43,6 +43,12 @@ extern List *server_list_all(void);
 /* One server; allocated in the current context.  Raises if it is gone. */
 extern ServerOptions *server_load(Oid serverid);
 
+/*
+ * Keep the server from being dropped or renamed until the transaction ends;
+ * undefined_object if it has just been.
+ */
+extern void server_keep(Oid serverid);
+
 /* Clears what the options hold of secrets, before their memory is freed. */
 extern void server_wipe(ServerOptions *server);
 

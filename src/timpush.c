@@ -23,6 +23,7 @@
 #include "compat.h"
 #include "compose.h"
 #include "fault.h"
+#include "guard.h"
 #include "launcher.h"
 #include "shared.h"
 #include "timpush.h"
@@ -83,6 +84,7 @@ _PG_init(void)
 {
 	define_settings();
 	wake_init();
+	guard_init();
 
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;

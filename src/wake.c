@@ -30,6 +30,7 @@
 
 #include "compat.h"
 #include "fault.h"
+#include "guard.h"
 #include "shared.h"
 #include "wake.h"
 
@@ -228,7 +229,9 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	volatile bool commit_prepared = IsA(parsetree, TransactionStmt) &&
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 	volatile bool server_changed = changes_server(parsetree);
+	volatile bool renames = guard_is_rename(parsetree);
 	volatile Oid evicted;
+	volatile bool outer;
 
 	/* nothing is to be woken where timpush is not used */
 	commit_prepared = commit_prepared && shared_attached() &&
@@ -236,6 +239,7 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	if (commit_prepared)
 		shared_prepare_wake();
 	evicted = evict_worker(parsetree);
+	outer = guard_begin(parsetree);
 	PG_TRY();
 	{
 		if (prev_process_utility)
@@ -244,12 +248,16 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 		else
 			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 									params, queryEnv, dest, qc);
+		/* after a statement that ends a transaction it may have been freed */
+		if (renames)
+			guard_renamed(parsetree);
 		/* nothing is to be started for a database that is no more */
 		if (OidIsValid(evicted) && IsA(parsetree, DropdbStmt))
 			shared_forget_database(evicted);
 	}
 	PG_FINALLY();
 	{
+		guard_end(outer);
 		if (OidIsValid(evicted))
 			shared_end_eviction(evicted);
 	}
