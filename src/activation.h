@@ -16,11 +16,13 @@
  * others only if the first has found something.
  *
  * $1 and $2 are this cluster and database.  The journal of a copy is searched
- * whole for what was in flight.
+ * whole for what was in flight, and its servers draw keys of their own, or it
+ * would go on with the MsgRandoms of the original.
  */
 #define SQL_FORGET_COPIED \
 	"WITH gone AS (" \
-	" DELETE FROM @.push_activation WHERE system_identifier <> $1 OR database_oid <> $2 RETURNING 1) " \
+	" DELETE FROM @.push_activation WHERE system_identifier <> $1 OR database_oid <> $2 RETURNING 1), " \
+	"keys AS (DELETE FROM @.push_server_key WHERE EXISTS (SELECT FROM gone)) " \
 	"UPDATE @.push_worker SET first_in_flight = 0 WHERE EXISTS (SELECT FROM gone)"
 
 /* Also a server that only pushes name: it may be created yet. */

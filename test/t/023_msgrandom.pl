@@ -14,7 +14,7 @@ use TimpushTest;
 my $calls = 400;
 
 my $tim = FakeTIM->new->start;
-my $node = start_node('main');
+my $node = start_node('main', 'timpush.idle_exit' => '1s');
 
 $node->safe_psql('postgres', 'CREATE DATABASE second');
 $node->safe_psql('second', 'CREATE EXTENSION timpush');
@@ -102,9 +102,27 @@ is($node->safe_psql('postgres', $key), $now, 'the key outlives a restart');
 $again{$_}++ foreach numbers('postgres', 'other');
 is(scalar keys %again, 3 * $calls, 'and no number comes again');
 
+# A copy of a template has the original's key and goes on counting where that
+# does; both must not call the service with the same numbers.
+wait_for_worker($node, 0);
+$node->safe_psql('template1', 'CREATE DATABASE twin TEMPLATE postgres');
+$node->safe_psql('twin', "SELECT timpush_resume('chat')");
+my $last = $node->safe_psql('twin', 'SELECT max(id) FROM push_request');
+my %number;
+foreach my $db ('postgres', 'twin')
+{
+	enqueue($db, 'chat', 'twins');
+	$number{$_}++
+	  foreach split /\n/,
+	  $node->safe_psql($db,
+		"SELECT msg_random FROM push_request WHERE id > $last");
+}
+is(scalar keys %number,
+	2 * $calls, 'nor by a database and a copy that goes on from it');
+
 $tim->ok_ledger(
 	$node,
 	'tables and ledger agree',
-	dbname => [ 'postgres', 'second' ]);
+	dbname => [ 'postgres', 'second', 'twin' ]);
 $node->stop;
 done_testing();
