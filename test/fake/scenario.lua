@@ -132,7 +132,7 @@ end
 local RULE_FIELDS = {
 	kind = "string", arg = "number", probability = "number", count = "number",
 	app = "string", account = "string", delivered = "boolean",
-	retry_after = "number",
+	retry_after = "number", over = "number",
 }
 local WANTS_ARG = { code = true, http = true, latency = true, acct = true, drip = true }
 
@@ -208,6 +208,9 @@ local function fires(i, rule, app, accounts)
 	if rule.account and not (accounts and has_account(rule, accounts)) then
 		return false
 	end
+	if rule.over and not (accounts and #accounts > rule.over) then
+		return false
+	end
 	if rule.probability and math.random() >= rule.probability then
 		return false
 	end
@@ -220,7 +223,7 @@ function M.early(app)
 	local all = current_rules()
 	for i = 1, #all do
 		local rule = all[i]
-		if EARLY[rule.kind] and not rule.account and fires(i, rule, app, nil) then
+		if EARLY[rule.kind] and not rule.account and not rule.over and fires(i, rule, app, nil) then
 			return rule.kind
 		end
 	end
@@ -258,7 +261,7 @@ local function apply_rules(outcome, app, accounts)
 	for i = 1, #all do
 		local rule = all[i]
 		local kind = rule.kind
-		if not (EARLY[kind] and not rule.account) and fires(i, rule, app, accounts) then
+		if (not EARLY[kind] or rule.account or rule.over) and fires(i, rule, app, accounts) then
 			if kind == "latency" then
 				outcome.latency = outcome.latency + rule.arg
 			elseif kind == "acct" then

@@ -636,6 +636,14 @@ is_deeply(
 $tim->rules([ { kind => 'acct', arg => 70169, account => 'user2' } ]);
 is_deeply([ map { $_->{To_Account} } @{ call()->{json}{ErrorList} } ],
 	['user2'], 'accounts that fail by rule');
+$tim->rules([ { kind => 'code', arg => 90011, over => 2 } ]);
+is_deeply(
+	[
+		map { call(with => { To_Account => $_ })->{code} }[ 'a', 'b' ],
+		[ 'a', 'b', 'c' ]
+	],
+	[ 0, 90011 ],
+	'a rule for requests with many accounts');
 $tim->rules([ { kind => 'garbage', probability => 0 } ]);
 is(call()->{code}, 0, 'probability 0');
 $tim->rules([ { kind => 'garbage', probability => 1 } ]);
