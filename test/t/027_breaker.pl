@@ -86,13 +86,16 @@ cmp_ok($first, '>=', 5, 'five requests fail');
 cmp_ok($first, '<=', 9, 'and hardly more are claimed');
 sleep 2;
 is(tried('broken'), $first, 'then it rests');
-wait_until(sub { calls(1001) > $first }, 'the probe');
-my $probe = (calls(1001))[$first];
-my $last = (calls(1001))[ $first - 1 ];
+
+# what was claimed when it opened may have been kept back
+my $called = calls(1001);
+wait_until(sub { calls(1001) > $called }, 'the probe');
+my $probe = (calls(1001))[$called];
+my $last = (calls(1001))[ $called - 1 ];
 my $rest = ($probe->{time} - $last->{time}) / 1e6;
 cmp_ok($rest, '>', 4.5, 'for five seconds');
 sleep 1;
-is(scalar calls(1001), $first + 1, 'until a probe goes, alone');
+is(scalar calls(1001), $called + 1, 'until a probe goes, alone');
 cmp_ok(tried('broken'), '<=', $first + 1, 'for which one request is claimed');
 
 $tim->clear_rules;
