@@ -737,6 +737,7 @@ journal_outcome(Journal *journal, Request *request)
 			plan_retry(journal, request);
 			break;
 		case STEP_SPLIT:
+		case STEP_SHRINK:
 			bisect_request(journal, request);
 			break;
 		case STEP_FAIL:

@@ -4,8 +4,9 @@
  *	  What to do after an outcome.
  *
  * Pure: from the class of an outcome and the history of the request to the
- * next step.  The classes are response.c's, the steps are carried out by
- * outbox.c.
+ * next step.  Which code is of which class stands in response.c; what a class
+ * means for the request and its server is the table below.  journal.c and
+ * sender.c carry it out.
  *
  * Crash story: none of its own; a step exists only once it is recorded.
  *
@@ -40,11 +41,22 @@ policy_backoff(int n, double random)
 	return (int64_t) (random * ceiling);
 }
 
+/* ------------------------------------------------------------------------
+ * What is computed, beside the table
+ * ------------------------------------------------------------------------
+ */
+
+/* The accounts that are tried again, if any, wait like a request. */
 static void
-throttled_step(const Outcome *outcome, const Attempt *attempt, Step *step)
+accepted(const Outcome *outcome pg_attribute_unused(), const Attempt *attempt, Step *step)
 {
-	step->kind = STEP_RETRY;
-	step->throttled = true;
+	step->in_doubt = false;
+	step->delay = policy_backoff(attempt->attempts, attempt->random);
+}
+
+static void
+throttled(const Outcome *outcome, const Attempt *attempt, Step *step)
+{
 	if (outcome->error_code == CODE_TRIAL_EXHAUSTED)
 		step->delay = TRIAL_EXHAUSTED_PAUSE;
 	else if (outcome->retry_after >= 0)
@@ -54,25 +66,29 @@ throttled_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 			(int64_t) (attempt->random * THROTTLE_PAUSE);
 }
 
+/* A new UserSig is tried once; it may be something else that is wrong. */
 static void
-transient_step(const Outcome *outcome, const Attempt *attempt, Step *step)
+signature_refused(const Outcome *outcome pg_attribute_unused(), const Attempt *attempt,
+				  Step *step)
 {
-	step->counts = true;
+	if (attempt->signed_anew)
+		step->server = SERVER_STOPS;
+}
+
+/* Again and again, but for a code of which nobody knows what it means. */
+static void
+transient(const Outcome *outcome, const Attempt *attempt, Step *step)
+{
+	step->delay = policy_backoff(attempt->attempts, attempt->random);
 	if (outcome->has_code && !response_code_known(outcome->error_code) &&
 		attempt->attempts + 1 >= MAX_UNKNOWN_CODE_TRIES)
-	{
 		step->kind = attempt->in_doubt ? STEP_UNKNOWN : STEP_FAIL;
-		return;
-	}
-	step->kind = STEP_RETRY;
-	step->delay = policy_backoff(attempt->attempts, attempt->random);
 }
 
 /* It may have arrived: what the push says is done. */
 static void
-unknown_step(const Attempt *attempt, Step *step)
+doubtful(const Outcome *outcome pg_attribute_unused(), const Attempt *attempt, Step *step)
 {
-	step->counts = true;
 	step->in_doubt = true;
 	if (attempt->on_unknown == ON_UNKNOWN_ACCEPT)
 		step->kind = STEP_ACCEPT;
@@ -81,65 +97,58 @@ unknown_step(const Attempt *attempt, Step *step)
 			  attempt->resends >= attempt->max_unknown_resends))
 		step->kind = STEP_UNKNOWN;
 	else
-	{
-		step->kind = STEP_RETRY;
 		step->delay = attempt->resends == 0 ? FIRST_DOUBT_PAUSE : LATER_DOUBT_PAUSE;
-	}
 }
 
+/* Too many accounts, or one push among several that spoils it, or its own. */
 static void
-stopped_step(Step *step)
+bad(const Outcome *outcome, const Attempt *attempt, Step *step)
 {
-	step->kind = STEP_RETRY;
-	/* due at once: it is the server that rests, until it is mended */
-	step->server_stops = true;
+	if (response_code_too_many(outcome->error_code) && attempt->naccounts > 1)
+	{
+		step->kind = STEP_SHRINK;
+		step->size = (attempt->naccounts + 1) / 2;
+	}
+	else if (attempt->npushes > 1)
+		step->kind = STEP_SPLIT;
 }
+
+/* ------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------
+ */
+
+/* What follows from each class; "computed" then changes what it must. */
+static const struct
+{
+	StepKind	kind;
+	bool		counts;			/* the attempt counts */
+	ServerEffect server;
+	void		(*computed) (const Outcome *outcome, const Attempt *attempt, Step *step);
+}			rules[] = {
+
+	/* class               the request, counts, the server */
+	[OUTCOME_SENT] = {STEP_DONE, true, SERVER_HEALTHY, accepted},
+	[OUTCOME_PARTIAL] = {STEP_DONE, true, SERVER_HEALTHY, accepted},
+	[OUTCOME_NOT_SENT] = {STEP_RETRY, false, SERVER_FAILS, NULL},
+	[OUTCOME_THROTTLED] = {STEP_RETRY, false, SERVER_THROTTLES, throttled},
+	[OUTCOME_RESIGN] = {STEP_RETRY, false, SERVER_SIGNS_ANEW, signature_refused},
+	[OUTCOME_SERVER_STOP] = {STEP_RETRY, false, SERVER_STOPS, NULL},
+	[OUTCOME_TRANSIENT] = {STEP_RETRY, true, SERVER_FAILS, transient},
+	[OUTCOME_UNKNOWN] = {STEP_RETRY, true, SERVER_FAILS, doubtful},
+	[OUTCOME_BAD_REQUEST] = {STEP_FAIL, true, SERVER_HEALTHY, bad},
+};
 
 void
 policy_next_step(const Outcome *outcome, const Attempt *attempt, Step *step)
 {
 	memset(step, 0, sizeof(Step));
+	step->kind = rules[outcome->class].kind;
+	step->counts = rules[outcome->class].counts;
+	step->server = rules[outcome->class].server;
 	step->in_doubt = attempt->in_doubt;
-
-	switch (outcome->class)
-	{
-		case OUTCOME_SENT:
-		case OUTCOME_PARTIAL:
-			step->kind = STEP_DONE;
-			step->counts = true;
-			step->in_doubt = false;
-			/* for the accounts that are tried again, if any */
-			step->delay = policy_backoff(attempt->attempts, attempt->random);
-			break;
-		case OUTCOME_NOT_SENT:
-			/* free; the server's own pause keeps it from a tight loop */
-			step->kind = STEP_RETRY;
-			break;
-		case OUTCOME_THROTTLED:
-			throttled_step(outcome, attempt, step);
-			break;
-		case OUTCOME_RESIGN:
-			stopped_step(step);
-			if (!attempt->signed_anew)
-			{
-				step->server_stops = false;
-				step->new_usersig = true;
-			}
-			break;
-		case OUTCOME_SERVER_STOP:
-			stopped_step(step);
-			break;
-		case OUTCOME_TRANSIENT:
-			transient_step(outcome, attempt, step);
-			break;
-		case OUTCOME_UNKNOWN:
-			unknown_step(attempt, step);
-			break;
-		case OUTCOME_BAD_REQUEST:
-			step->counts = true;
-			step->kind = attempt->npushes > 1 ? STEP_SPLIT : STEP_FAIL;
-			break;
-	}
+	if (rules[outcome->class].computed != NULL)
+		rules[outcome->class].computed(outcome, attempt, step);
 }
 
 bool

@@ -17,8 +17,10 @@ typedef struct Attempt
 	int			attempts;		/* that counted, this one not included */
 	int			resends;		/* in doubt, so far */
 	bool		in_doubt;		/* an earlier attempt's outcome is not known */
-	bool		signed_anew;	/* its UserSig was renewed for this attempt */
+	bool		signed_anew;	/* another UserSig than its own is not to be
+								 * had */
 	int			npushes;
+	int			naccounts;
 	OnUnknown	on_unknown;
 	int			max_unknown_resends;
 	double		random;			/* [0,1), for the jitter */
@@ -29,20 +31,31 @@ typedef enum StepKind
 	STEP_DONE,					/* accepted; per-account errors may remain */
 	STEP_ACCEPT,				/* in doubt, and counted as accepted */
 	STEP_RETRY,					/* the same request goes again */
-	STEP_SPLIT,					/* smaller requests go instead */
+	STEP_SPLIT,					/* two go instead, each with half the pushes */
+	STEP_SHRINK,				/* several go instead, with fewer accounts */
 	STEP_FAIL,					/* refused for good */
 	STEP_UNKNOWN				/* ends in doubt */
 } StepKind;
 
+/* What the outcome says of the server. */
+typedef enum ServerEffect
+{
+	SERVER_HEALTHY,
+	SERVER_FAILS,				/* a failure for its breaker */
+	SERVER_THROTTLES,			/* its app is over a limit, and pauses */
+	SERVER_SIGNS_ANEW,			/* the UserSig must be made anew */
+	SERVER_STOPS				/* nothing may leave until it is mended */
+} ServerEffect;
+
 typedef struct Step
 {
 	StepKind	kind;
-	int64_t		delay;			/* microseconds until what goes again does */
+	ServerEffect server;
+	int64_t		delay;			/* microseconds until what goes again, or an
+								 * app that pauses, does */
 	bool		counts;			/* the attempt counts */
 	bool		in_doubt;		/* it is not known whether the API has it */
-	bool		new_usersig;	/* the UserSig must be made anew */
-	bool		server_stops;	/* nothing may leave for this server */
-	bool		throttled;		/* the app is over a limit */
+	int			size;			/* STEP_SHRINK: accounts in each, at most */
 } Step;
 
 extern void policy_next_step(const Outcome *outcome, const Attempt *attempt,

@@ -737,6 +737,13 @@ response_code_class(int code)
 	return found != NULL ? found->class : OUTCOME_TRANSIENT;
 }
 
+/* See response.h. */
+bool
+response_code_too_many(int code)
+{
+	return code == 90011 || code == 90018;
+}
+
 /*
  * See response.h.  Codes that stop a whole server cannot be meant so when the
  * request was accepted: such an account is tried again like any other.

@@ -102,6 +102,9 @@ extern OutcomeClass response_account_class(int code);
  */
 extern bool response_code_known(int code);
 
+/* True for a code that says that a request has too many accounts. */
+extern bool response_code_too_many(int code);
+
 /* The class's name as stored in push_request.class and push_error.class. */
 extern const char *outcome_class_name(OutcomeClass class);
 

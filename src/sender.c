@@ -360,21 +360,44 @@ note_success(Sender *sender, TimestampTz sent_at, TimestampTz now)
 
 	(void) breaker_note(&sender->breaker, false, sent_at, now);
 	app_worked(&sender->app, now);
-	/* it left before the trouble began */
-	if (breaker_is_open(&sender->breaker))
+	/* it left before the trouble began; after a clock was set back, who knows */
+	if (breaker_is_open(&sender->breaker) ||
+		(sender->suspended && sent_at < sender->stopped_at && sender->stopped_at <= now))
 		return;
 	if (kept_back)
 		sender->recovering = true;
 	sender->blocked_until = 0;
-	sender->stops = sender->refusals = 0;
+	sender->stops = 0;
 	sender->renewed_serial = 0;
 	set_problem(sender, NULL, 0, false);
+}
+
+static void
+suspend(Sender *sender, const char *why, int code, int64 pause, TimestampTz now)
+{
+	sender->stopped_at = now;
+	sender->blocked_until = now + pause;
+	set_problem(sender, why, code, true);
+}
+
+/* Rest until the next probe, longer each time. */
+static int64
+probe_pause(Sender *sender)
+{
+	return doubling(FIRST_PROBE, MAX_PROBE, sender->stops++);
 }
 
 /* A failure of the peer or of the way to it. */
 static void
 note_failure(Sender *sender, const Outcome *outcome, TimestampTz sent_at, TimestampTz now)
 {
+	/* a probe that fails shows no more than one that is refused */
+	if (sender->suspended)
+	{
+		if (sender->blocked_until <= now)
+			sender->blocked_until = now + probe_pause(sender);
+		return;
+	}
 	if (breaker_note(&sender->breaker, true, sent_at, now))
 		sender->blocked_until = sender->breaker.open_until;
 	else if (outcome->class == OUTCOME_NOT_SENT && sender->blocked_until <= now)
@@ -388,11 +411,13 @@ note_failure(Sender *sender, const Outcome *outcome, TimestampTz sent_at, Timest
 static void
 note_stop(Sender *sender, const Outcome *outcome, TimestampTz now)
 {
-	if (sender->blocked_until <= now)
-		sender->blocked_until = now + doubling(FIRST_PROBE, MAX_PROBE, sender->stops++);
 	/* the key may be mended in its file, of which nobody tells us */
 	forget_usersig(sender);
-	set_problem(sender, outcome->error_info, outcome->error_code, true);
+	if (sender->suspended && sender->blocked_until > now)
+		set_problem(sender, outcome->error_info, outcome->error_code, true);
+	else
+		suspend(sender, outcome->error_info, outcome->error_code,
+				probe_pause(sender), now);
 }
 
 /* A refused UserSig is made anew once; those in flight with it do not count. */
@@ -409,26 +434,31 @@ static void
 note_outcome(Sender *sender, const Request *request)
 {
 	const Outcome *outcome = &request->outcome;
-	const Step *step = &request->step;
 	TimestampTz now = request->ended_at;
-
-	bool		failed = outcome->class == OUTCOME_NOT_SENT ||
-	outcome->class == OUTCOME_TRANSIENT || outcome->class == OUTCOME_UNKNOWN;
+	ServerEffect effect = request->step.server;
 
 	/* what went wrong under other options says nothing of these */
-	if ((step->throttled || step->server_stops || failed) &&
-		request->sent_at < sender->changed_at)
+	if (request->sent_at < sender->changed_at &&
+		effect != SERVER_HEALTHY && effect != SERVER_SIGNS_ANEW)
 		return;
-	if (step->throttled)
-		app_throttled(&sender->app, step->delay, now);
-	else if (step->new_usersig)
-		renew_usersig(sender, request->usersig_serial);
-	else if (step->server_stops)
-		note_stop(sender, outcome, now);
-	else if (failed)
-		note_failure(sender, outcome, request->sent_at, now);
-	else
-		note_success(sender, request->sent_at, now);
+	switch (effect)
+	{
+		case SERVER_HEALTHY:
+			note_success(sender, request->sent_at, now);
+			break;
+		case SERVER_FAILS:
+			note_failure(sender, outcome, request->sent_at, now);
+			break;
+		case SERVER_THROTTLES:
+			app_throttled(&sender->app, request->step.delay, now);
+			break;
+		case SERVER_SIGNS_ANEW:
+			renew_usersig(sender, request->usersig_serial);
+			break;
+		case SERVER_STOPS:
+			note_stop(sender, outcome, now);
+			break;
+	}
 }
 
 /* ------------------------------------------------------------------------
@@ -458,8 +488,7 @@ ensure_usersig(Sender *sender, TimestampTz now)
 	key = server_read_key(options, &len, &problem);
 	if (key == NULL)
 	{
-		set_problem(sender, problem, 0, true);
-		sender->blocked_until = now + NO_KEY_PAUSE;
+		suspend(sender, problem, 0, NO_KEY_PAUSE, now);
 		return false;
 	}
 	FAULT_POINT("key-read");
@@ -469,8 +498,8 @@ ensure_usersig(Sender *sender, TimestampTz now)
 	server_free_key(key, len);
 	if (!made)
 	{
-		set_problem(sender, "could not make a UserSig for the identifier", 0, true);
-		sender->blocked_until = now + NO_KEY_PAUSE;
+		suspend(sender, "could not make a UserSig for the identifier", 0,
+				NO_KEY_PAUSE, now);
 		return false;
 	}
 	sender->usersig_serial++;
@@ -631,6 +660,14 @@ judge_unsent(Sender *sender, Request *request, const char *why)
 	sender_judge(sender, request, &transfer);
 }
 
+/* Would another UserSig be no news?  One that is given cannot be made anew. */
+static bool
+signed_anew(const Sender *sender, const Request *request)
+{
+	return sender->options->usersig != NULL ||
+		(sender->renewed_serial > 0 && request->usersig_serial >= sender->renewed_serial);
+}
+
 /* Decide on the next step after an outcome. */
 static void
 plan_step(const Sender *sender, Request *request)
@@ -639,9 +676,9 @@ plan_step(const Sender *sender, Request *request)
 		.attempts = request->attempts,
 		.resends = request->resends,
 		.in_doubt = request->in_doubt,
-		.signed_anew = sender != NULL && sender->renewed_serial > 0 &&
-		request->usersig_serial >= sender->renewed_serial,
+		.signed_anew = sender != NULL && signed_anew(sender, request),
 		.npushes = request->nmembers,
+		.naccounts = request->naccounts,
 		.on_unknown = request->on_unknown,
 		.max_unknown_resends = sender != NULL ? sender->options->max_unknown_resends : 0,
 		.random = random_fraction(),
@@ -849,12 +886,19 @@ sender_take_back(Sender *sender, const char *why)
  * ------------------------------------------------------------------------
  */
 
-/* A refusal without the API's words may be a passing fault of a gateway. */
+/*
+ * A refusal without the API's words may be a passing fault of a gateway, but
+ * not if there is no other answer in between.
+ */
 static void
 bound_refusals(Sender *sender, Outcome *outcome)
 {
-	if (outcome->class == OUTCOME_SERVER_STOP && !outcome->has_code &&
-		++sender->refusals < REFUSALS_TO_STOP)
+	if (outcome->class != OUTCOME_SERVER_STOP || outcome->has_code)
+	{
+		if (outcome->http_status != 0)
+			sender->refusals = 0;
+	}
+	else if (++sender->refusals < REFUSALS_TO_STOP)
 		outcome->class = OUTCOME_TRANSIENT;
 }
 
@@ -877,10 +921,10 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */
-	if (request->step.throttled)
+	if (request->step.server == SERVER_THROTTLES)
 		request->step.delay = 0;
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
-		request->outcome.nerrors > 0)
+		request->step.kind == STEP_SHRINK || request->outcome.nerrors > 0)
 		note_retry(sender, request, request->ended_at + request->step.delay);
 }
 

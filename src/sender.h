@@ -48,6 +48,7 @@ typedef struct Sender
 	TimestampTz blocked_until;	/* nothing leaves before */
 	TimestampTz rests_until;	/* its rows make transactions fail ... */
 	int64		rest_pause;		/* ... 0: they do not */
+	TimestampTz stopped_at;		/* when it was suspended */
 	TimestampTz changed_at;		/* when its options last changed */
 	Breaker		breaker;
 	int			refusals;		/* answers without a body, 4xx, in a row */

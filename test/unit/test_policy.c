@@ -32,9 +32,12 @@ static const int transient[] = {
 static const int unknown[] = {60008, 60013, 0};
 static const int bad_request[] = {
 	60002, 60003, 60015, 70107, 90048, 70402, 80001, 80002, 80004, 90001,
-	90003, 90005, 90008, 90011, 90012, 90018, 90026, 90028, 90029, 90043,
-	90044, 90055, 90057, 93000, 0
+	90003, 90005, 90008, 90012, 90026, 90028, 90029, 90043, 90044, 90055,
+	90057, 93000, 0
 };
+
+/* Those of bad-request that say that there are too many accounts. */
+static const int too_many[] = {90011, 90018, 0};
 
 /* Codes that nobody has documented, and what may stand for none. */
 static const int undocumented[] = {1, -1, 12345, 99999, INT_MAX, INT_MIN};
@@ -43,8 +46,9 @@ static const int undocumented[] = {1, -1, 12345, 99999, INT_MAX, INT_MIN};
 #define COUNTS			0x01
 #define IN_DOUBT		0x02
 #define NEW_USERSIG		0x04
-#define SERVER_STOPS	0x08
+#define STOPS			0x08
 #define THROTTLED		0x10
+#define FAILS			0x20
 
 /* What must come of an attempt; the delay is within [least, most). */
 typedef struct Expected
@@ -69,6 +73,7 @@ fresh(void)
 {
 	Attempt		attempt = {
 		.npushes = 1,
+		.naccounts = 1,
 		.on_unknown = ON_UNKNOWN_RETRY,
 		.max_unknown_resends = 2,
 		.random = 0.5
@@ -105,11 +110,16 @@ step_after(Outcome outcome, Attempt attempt)
 static int
 step_flags(const Step *step)
 {
+	static const int effects[] = {
+		[SERVER_HEALTHY] = 0,
+		[SERVER_FAILS] = FAILS,
+		[SERVER_THROTTLES] = THROTTLED,
+		[SERVER_SIGNS_ANEW] = NEW_USERSIG,
+		[SERVER_STOPS] = STOPS
+	};
+
 	return (step->counts ? COUNTS : 0) |
-		(step->in_doubt ? IN_DOUBT : 0) |
-		(step->new_usersig ? NEW_USERSIG : 0) |
-		(step->server_stops ? SERVER_STOPS : 0) |
-		(step->throttled ? THROTTLED : 0);
+		(step->in_doubt ? IN_DOUBT : 0) | effects[step->server];
 }
 
 /* Does a step do all that is expected?  Says what it does not. */
@@ -210,7 +220,7 @@ check_not_sent(void)
 {
 	Outcome		outcome = outcome_of(OUTCOME_NOT_SENT, 0);
 	Attempt		attempt = fresh();
-	Expected	expected = expect(STEP_RETRY, 0, 0, 1);
+	Expected	expected = expect(STEP_RETRY, FAILS, 0, 1);
 
 	ok(leads_to(outcome, attempt, expected), "not-sent: again, for free");
 	attempt.attempts = attempt.resends = 1000;
@@ -274,14 +284,14 @@ check_resign(void)
 	attempt.signed_anew = true;
 	check_codes("re-sign, signed anew: the server stops", resign,
 				OUTCOME_RESIGN, attempt,
-				expect(STEP_RETRY, SERVER_STOPS, 0, 1));
+				expect(STEP_RETRY, STOPS, 0, 1));
 }
 
 static void
 check_server_stop(void)
 {
 	Attempt		attempt = fresh();
-	Expected	expected = expect(STEP_RETRY, SERVER_STOPS, 0, 1);
+	Expected	expected = expect(STEP_RETRY, STOPS, 0, 1);
 
 	check_codes("server-stop: waits, for free", server_stop,
 				OUTCOME_SERVER_STOP, attempt, expected);
@@ -343,12 +353,12 @@ check_transient(void)
 		snprintf(name, sizeof(name), "transient after %d: again, counted, "
 				 "within %lld s", n, (long long) (ceiling(n) / SECOND));
 		check_codes(name, transient, OUTCOME_TRANSIENT, attempt,
-					expect(STEP_RETRY, COUNTS, 0, ceiling(n)));
+					expect(STEP_RETRY, COUNTS | FAILS, 0, ceiling(n)));
 	}
 	attempt.attempts = 100000;
 	check_codes("transient: no count bounds a code that is known", transient,
 				OUTCOME_TRANSIENT, attempt,
-				expect(STEP_RETRY, COUNTS, 0, 300 * SECOND));
+				expect(STEP_RETRY, COUNTS | FAILS, 0, 300 * SECOND));
 }
 
 /* A code that nobody knows is tried three times. */
@@ -381,7 +391,7 @@ check_undocumented(void)
 		{
 			attempt.attempts = n;
 			bad += !leads_to(outcome, attempt,
-							 expect(STEP_RETRY, COUNTS, 0, ceiling(n)));
+							 expect(STEP_RETRY, COUNTS | FAILS, 0, ceiling(n)));
 		}
 		/* more pushes are no reason to take them apart */
 		attempt.npushes = 500;
@@ -418,10 +428,10 @@ count_doubts(OnUnknown on_unknown, int max_resends, int most, Step *last)
 static void
 check_unknown(void)
 {
-	Expected	first = expect(STEP_RETRY, COUNTS | IN_DOUBT, 5 * SECOND, 5 * SECOND + 1);
-	Expected	later = expect(STEP_RETRY, COUNTS | IN_DOUBT, 60 * SECOND, 60 * SECOND + 1);
-	Expected	end = expect(STEP_UNKNOWN, COUNTS | IN_DOUBT, 0, INT64_MAX);
-	Expected	accept = expect(STEP_ACCEPT, COUNTS | IN_DOUBT, 0, INT64_MAX);
+	Expected	first = expect(STEP_RETRY, COUNTS | IN_DOUBT | FAILS, 5 * SECOND, 5 * SECOND + 1);
+	Expected	later = expect(STEP_RETRY, COUNTS | IN_DOUBT | FAILS, 60 * SECOND, 60 * SECOND + 1);
+	Expected	end = expect(STEP_UNKNOWN, COUNTS | IN_DOUBT | FAILS, 0, INT64_MAX);
+	Expected	accept = expect(STEP_ACCEPT, COUNTS | IN_DOUBT | FAILS, 0, INT64_MAX);
 	static const int limits[] = {0, 1, 2, 3, 10, 1000};
 	Attempt		attempt = fresh();
 	Step		last;
@@ -492,10 +502,38 @@ check_bad_request(void)
 		char		name[100];
 
 		attempt = fresh();
-		attempt.npushes = npushes;
+		attempt.npushes = attempt.naccounts = npushes;
 		snprintf(name, sizeof(name), "bad-request, %d pushes: split", npushes);
 		check_codes(name, bad_request, OUTCOME_BAD_REQUEST, attempt, expected);
 	}
+}
+
+/* Too many accounts: fewer go, down to one. */
+static void
+check_too_many(void)
+{
+	Attempt		attempt = fresh();
+	int			levels = 0;
+
+	check_codes("too many accounts, but there is one: failed", too_many,
+				OUTCOME_BAD_REQUEST, attempt, expect(STEP_FAIL, COUNTS, 0, INT64_MAX));
+	attempt.naccounts = 500;
+	check_codes("too many accounts of one push: fewer", too_many,
+				OUTCOME_BAD_REQUEST, attempt, expect(STEP_SHRINK, COUNTS, 0, 1));
+	attempt.npushes = 500;
+	check_codes("too many accounts of many pushes: fewer", too_many,
+				OUTCOME_BAD_REQUEST, attempt, expect(STEP_SHRINK, COUNTS, 0, 1));
+	for (int code = 0; code < 100000; code++)
+	{
+		bool		many = code == 90011 || code == 90018;
+
+		if (response_code_too_many(code) != many)
+			ok(false, "%d and too many accounts", code);
+	}
+
+	for (attempt.npushes = 1; attempt.naccounts > 1; levels++)
+		attempt.naccounts = step_after(outcome_of(OUTCOME_BAD_REQUEST, 90011), attempt).size;
+	is_int(levels, 9, "too many accounts: from 500 to one at nine levels");
 }
 
 /* Whatever happens, a step asks for nothing that does not fit together. */
@@ -534,16 +572,20 @@ check_consistency(void)
 		/* only an answer that says so, or an accepted one, ends a doubt */
 		bad += step.in_doubt != (outcome.class == OUTCOME_UNKNOWN ||
 								 (attempt.in_doubt && !definite));
-		/* only one party is to blame */
-		bad += step.new_usersig + step.server_stops + step.throttled > 1;
+		/* who accepts or refuses for the content is well, and nobody else */
+		bad += (step.server == SERVER_HEALTHY) !=
+			(definite || outcome.class == OUTCOME_BAD_REQUEST);
 		/* what is nobody's fault burns no attempt and ends nothing */
 		bad += !step.counts && step.kind != STEP_RETRY;
-		bad += (step.server_stops || step.throttled || step.new_usersig) &&
-			step.counts;
+		bad += (step.server == SERVER_STOPS || step.server == SERVER_THROTTLES ||
+				step.server == SERVER_SIGNS_ANEW) && step.counts;
 		bad += (step.kind == STEP_DONE) != definite;
 		bad += (step.kind == STEP_ACCEPT || step.kind == STEP_UNKNOWN) &&
 			!step.in_doubt;
 		bad += step.kind == STEP_SPLIT && attempt.npushes < 2;
+		/* what goes in smaller requests does get smaller */
+		bad += (step.kind == STEP_SHRINK) != (step.size > 0);
+		bad += step.size >= attempt.naccounts && step.kind == STEP_SHRINK;
 	}
 	ok(bad == 0, "%d combinations: no step contradicts itself (%d)", n, bad);
 }
@@ -594,6 +636,7 @@ main(void)
 	check_undocumented();
 	check_unknown();
 	check_bad_request();
+	check_too_many();
 	check_consistency();
 	check_accounts();
 	return done_testing();
