@@ -113,6 +113,7 @@ CREATE TABLE push_request (
   on_unknown      text NOT NULL,
   attempts        integer NOT NULL DEFAULT 0,
   resends         integer NOT NULL DEFAULT 0,
+  account_tries   integer NOT NULL DEFAULT 0,
   in_doubt        boolean NOT NULL DEFAULT false,
   http_status     integer,
   task_id         text,
@@ -144,6 +145,7 @@ COMMENT ON COLUMN push_request.state IS 'sending, retry (goes again at next_atte
 COMMENT ON COLUMN push_request.on_unknown IS 'what the pushes in it want done in doubt';
 COMMENT ON COLUMN push_request.attempts IS 'attempts that count: those that the API answered or that are in doubt';
 COMMENT ON COLUMN push_request.resends IS 'how often it was sent again although the API may have had it';
+COMMENT ON COLUMN push_request.account_tries IS 'how often its accounts were refused one by one, in the requests before this one';
 COMMENT ON COLUMN push_request.in_doubt IS 'an attempt ended without telling whether the API had got it';
 COMMENT ON COLUMN push_request.http_status IS 'HTTP status of the last answer';
 COMMENT ON COLUMN push_request.task_id IS 'TaskId: the API accepted the call, which does not mean delivery';
@@ -260,7 +262,7 @@ COMMENT ON COLUMN push_server.state IS 'active, paused (by timpush_pause), suspe
 COMMENT ON COLUMN push_server.reason IS 'why it is not sending, or what it last ran into';
 COMMENT ON COLUMN push_server.error_code IS 'ErrorCode behind the reason';
 COMMENT ON COLUMN push_server.since IS 'when the state or reason last changed';
-COMMENT ON COLUMN push_server.next_probe_at IS 'when a suspended server is tried again';
+COMMENT ON COLUMN push_server.next_probe_at IS 'when a server that is suspended, or left alone after failures, is tried again';
 
 -- Each change of a state is told to who listens.
 CREATE FUNCTION timpush_server_notify()
@@ -282,7 +284,9 @@ CREATE TABLE push_server_key (
   server          name PRIMARY KEY,
   server_oid      oid NOT NULL,
   random_key      bigint NOT NULL,
-  options_version bigint NOT NULL DEFAULT 0
+  options_version bigint NOT NULL DEFAULT 0,
+  rests           integer NOT NULL DEFAULT 0,
+  most_accounts   integer NOT NULL DEFAULT 0
 );
 
 COMMENT ON TABLE push_server_key IS 'what the worker remembers of each server';
@@ -290,6 +294,8 @@ COMMENT ON COLUMN push_server_key.server IS 'foreign server';
 COMMENT ON COLUMN push_server_key.server_oid IS 'the server object that drew the key';
 COMMENT ON COLUMN push_server_key.random_key IS 'key of the server''s MsgRandom sequence';
 COMMENT ON COLUMN push_server_key.options_version IS 'the options under which the state was last noted';
+COMMENT ON COLUMN push_server_key.rests IS 'how often in a row the server has been left alone, from which follows for how long';
+COMMENT ON COLUMN push_server_key.most_accounts IS 'accounts that a call may have, by what the API has refused; 0: not known';
 
 --
 -- push_worker: what the worker must find again when it starts

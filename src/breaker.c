@@ -7,8 +7,8 @@
  * request at a time, whose success closes it and whose failure opens it for
  * twice as long.  So in an outage only that one is ever in doubt.
  *
- * Crash story: a new worker begins with a closed breaker, and learns from its
- * first requests.
+ * Crash story: sender.c keeps in push_server that and until when it is open,
+ * and a new worker restores it.
  *
  *-------------------------------------------------------------------------
  */
@@ -60,6 +60,15 @@ open_breaker(Breaker *breaker, int64_t now)
 	breaker->openings++;
 	breaker->opened_at = now;
 	breaker->open_until = now + (span < BREAKER_MAX_OPEN_US ? span : BREAKER_MAX_OPEN_US);
+}
+
+void
+breaker_restore(Breaker *breaker, int openings, int64_t open_until, int64_t now)
+{
+	memset(breaker, 0, sizeof(*breaker));
+	breaker->openings = openings;
+	breaker->opened_at = now;
+	breaker->open_until = open_until;
 }
 
 bool

@@ -51,6 +51,13 @@ typedef struct Breaker
 extern bool breaker_note(Breaker *breaker, bool failed, int64_t sent_at,
 						 int64_t now);
 
+/*
+ * It was open before this process began to know of it, for the so-manieth
+ * time and until then.
+ */
+extern void breaker_restore(Breaker *breaker, int openings, int64_t open_until,
+							int64_t now);
+
 /* It has opened and not been closed by a success: one request at a time. */
 extern bool breaker_is_open(const Breaker *breaker);
 

@@ -25,33 +25,37 @@ look_again(TimestampTz due, List *requests, TimestampTz now)
 	return due <= now && requests == NIL ? now + LOCKED_PAUSE_US : due;
 }
 
-static List *
-claim_retries(Sender *sender, int room, const ClaimRound *turn)
-{
-	List	   *requests;
-
-	if (room <= 0 || sender->retry_due > turn->now)
-		return NIL;
-	requests = outbox_claim_retries(sender->options, sender->state.random_key, room,
-									&sender->retry_front, turn->parent);
-	sender->retry_due = look_again(sender->retry_front.at, requests, turn->now);
-	return requests;
-}
-
 static Claim
 claim_of(Sender *sender, const ClaimRound *turn)
 {
 	Claim		claim = {
 		.server = sender->options,
 		.random_key = sender->state.random_key,
+		.probe = sender->suspended,
+		.size_again = sender_most_accounts(sender),
 		.alone = turn->alone,
 		.riders = &sender->riders,
 		.front = &sender->front,
+		.retry_front = &sender->retry_front,
 		.recent = sender->recent,
 	};
 
 	claim.size = sender_request_size(sender, turn->now, &claim.scarce);
 	return claim;
+}
+
+static List *
+claim_retries(Sender *sender, int room, const ClaimRound *turn)
+{
+	Claim		claim;
+	List	   *requests;
+
+	if (room <= 0 || sender->retry_due > turn->now)
+		return NIL;
+	claim = claim_of(sender, turn);
+	requests = outbox_claim_retries(&claim, room, turn->parent);
+	sender->retry_due = look_again(sender->retry_front.at, requests, turn->now);
+	return requests;
 }
 
 static List *
@@ -117,7 +121,10 @@ room_of(Sender *sender, const ClaimRound *turn)
 	return turn->alone ? 1 : room;
 }
 
-/* Of every four claims, one lets the retries go first. */
+/*
+ * Of every four claims, one lets the retries go first; and so does a probe,
+ * as what has been tried before has waited longest.
+ */
 List *
 claim_for(Sender *sender, const ClaimRound *turn)
 {
@@ -129,7 +136,7 @@ claim_for(Sender *sender, const ClaimRound *turn)
 	room = room_of(sender, turn);
 	if (room == 0)
 		return NIL;
-	if (sender->turn++ % 4 == 0)
+	if (sender->suspended || sender->turn++ % 4 == 0)
 	{
 		requests = claim_retries(sender, Max(room / 4, 1), turn);
 		return list_concat(requests,
@@ -157,10 +164,9 @@ claim_aside(Sender *sender, const Aside *row, const ClaimRound *turn, bool *late
 	*later = room_of(sender, turn) == 0;
 	if (*later)
 		return NIL;
-	if (row->kind == ASIDE_REQUEST)
-		return outbox_claim_request(sender->options, sender->state.random_key,
-									row->id, turn->parent);
 	claim = claim_of(sender, turn);
+	if (row->kind == ASIDE_REQUEST)
+		return outbox_claim_request(&claim, row->id, turn->parent);
 	return outbox_claim_push(&claim, row->id, turn->parent);
 }
 

@@ -1092,7 +1092,7 @@ sender_wants(Sender *sender, TimestampTz now, TimestampTz *when)
 		return false;
 	}
 	/* if it could not be noted, that is tried again at states_due */
-	if (sender->problem_changed && states_due == DT_NOEND)
+	if (sender_has_news(sender) && states_due == DT_NOEND)
 		wanted = true;
 	if (!has_stuck_outcome(sender) && sender_room(sender, now, when) > 0)
 		wanted = true;

@@ -21,8 +21,8 @@
 
 #include "front.h"
 
-static bool
-before(Position a, Position b)
+bool
+position_before(Position a, Position b)
 {
 	return a.at != b.at ? a.at < b.at : a.id < b.id;
 }
@@ -68,7 +68,7 @@ front_first(const Front *front)
 
 	for (int i = 0; i < FRONT_PRIORITIES; i++)
 	{
-		if (before(front->priority[i], first))
+		if (position_before(front->priority[i], first))
 			first = front->priority[i];
 	}
 	return first;
@@ -92,7 +92,7 @@ front_of_content(const Front *front, int64_t content_key)
 	const ContentFront *content = &front->contents[content_slot(front, content_key)];
 	Position	first = front_first(front);
 
-	return content->used && before(first, content->position) ?
+	return content->used && position_before(first, content->position) ?
 		content->position : first;
 }
 

@@ -21,6 +21,8 @@ typedef struct Position
 #define POSITION_FIRST	((Position) {INT64_MIN, INT64_MIN})
 #define POSITION_NONE	((Position) {INT64_MAX, INT64_MAX})
 
+extern bool position_before(Position a, Position b);
+
 #define FRONT_PRIORITIES	10
 
 /* Contents whose front is kept; more are looked for from the common one. */

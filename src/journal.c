@@ -168,6 +168,7 @@ add_request(Journal *journal, const Request *request, const char *state,
 	put_string(&c, REQUEST_ON_UNKNOWN, on_unknown_name(request->on_unknown));
 	put(&c, REQUEST_ATTEMPTS, Int32GetDatum(request->attempts));
 	put(&c, REQUEST_RESENDS, Int32GetDatum(request->resends));
+	put(&c, REQUEST_ACCOUNT_TRIES, Int32GetDatum(request->account_tries));
 	put(&c, REQUEST_IN_DOUBT, BoolGetDatum(request->in_doubt));
 	put(&c, REQUEST_MAYBE_DUPLICATE, BoolGetDatum(request->maybe_duplicate));
 	if (parent != 0)
@@ -440,6 +441,16 @@ fail_request(Journal *journal, Request *request)
  */
 
 /*
+ * The outcome of pushes that expire in a request that is not in flight.  May
+ * the API have got it, or the one that it was split from, that is not known.
+ */
+static const char *
+expired_state(const Request *request)
+{
+	return request->in_doubt || request->maybe_duplicate ? STATE_UNKNOWN : STATE_EXPIRED;
+}
+
+/*
  * A child that carries the accounts for which "chosen" is true.  Its members
  * are those of the parent, as far as they have a chosen account.
  */
@@ -454,6 +465,7 @@ make_child(Journal *journal, Request *parent, const bool *chosen)
 	child->on_unknown = parent->on_unknown;
 	child->attempts = parent->attempts;
 	child->resends = parent->resends;
+	child->account_tries = parent->account_tries;
 	/* a new call, with a MsgRandom of its own; the mark stays */
 	child->maybe_duplicate = parent->maybe_duplicate || parent->in_doubt;
 	child->ended_at = parent->ended_at;
@@ -467,6 +479,7 @@ make_child(Journal *journal, Request *parent, const bool *chosen)
 
 		*to = *from;
 		to->first = child->naccounts + 1;
+		to->continued = !chosen[from->first - 1];
 		to->failed = to->retried = 0;
 		for (int j = 0; j < from->accounts; j++)
 		{
@@ -481,11 +494,12 @@ make_child(Journal *journal, Request *parent, const bool *chosen)
 }
 
 /*
- * Enter a child, and its members either as copies of the parent's rows (a
- * part of whose accounts went on) or as those rows moved.
+ * Enter a child, and its members: if nothing stays in the parent as those
+ * rows moved, and else as copies of them.  Of a push that several children
+ * share, the one with its first accounts gets the row.
  */
 static void
-add_child(Journal *journal, const Request *parent, Request *child, RowSet *results,
+add_child(Journal *journal, const Request *parent, Request *child, bool moves,
 		  const char *state, TimestampTz due)
 {
 	bool		final = strcmp(state, STATE_RETRY) != 0;
@@ -493,9 +507,13 @@ add_child(Journal *journal, const Request *parent, Request *child, RowSet *resul
 	add_request(journal, child, state, parent->id, parent->ended_at, final ? 0 : due);
 	for (int i = 0; i < child->nmembers; i++)
 	{
-		child->members[i].state = state;
-		add_member_row(results, child->id, &child->members[i],
-					   child->maybe_duplicate, final ? parent->ended_at : 0);
+		Member	   *member = &child->members[i];
+
+		member->state = state;
+		add_member_row(moves && !member->continued ?
+					   &journal->moved_results : &journal->copied_results,
+					   child->id, member, child->maybe_duplicate,
+					   final ? parent->ended_at : 0);
 	}
 }
 
@@ -509,29 +527,54 @@ split_by_member(Journal *journal, Request *request, const bool *first,
 
 	for (int i = 0; i < request->nmembers; i++)
 		memset(chosen + request->members[i].first - 1, first[i], request->members[i].accounts);
-	add_child(journal, request, make_child(journal, request, chosen),
-			  &journal->moved_results, first_state, due);
+	add_child(journal, request, make_child(journal, request, chosen), true,
+			  first_state, due);
 	for (int i = 0; i < request->naccounts; i++)
 		chosen[i] = !chosen[i];
-	add_child(journal, request, make_child(journal, request, chosen),
-			  &journal->moved_results, second_state, due);
+	add_child(journal, request, make_child(journal, request, chosen), true,
+			  second_state, due);
 }
 
-/* One bad push must not fail the others: two halves go instead. */
+/* Children of at most so many accounts, also of one push. */
 static void
-bisect_request(Journal *journal, Request *request)
+split_by_account(Journal *journal, Request *request, int first, int size,
+				 TimestampTz due)
+{
+	int			done = 0;
+
+	while (done < request->naccounts)
+	{
+		bool	   *chosen = palloc0(sizeof(bool) * request->naccounts);
+		int			n = Min(done == 0 ? first : size, request->naccounts - done);
+
+		memset(chosen + done, true, n);
+		add_child(journal, request, make_child(journal, request, chosen), true,
+				  STATE_RETRY, due);
+		done += n;
+	}
+}
+
+/*
+ * Smaller requests go instead: two with half of the pushes each, as one bad
+ * push must not fail the others, or some with fewer accounts.
+ */
+static void
+split_request(Journal *journal, Request *request)
 {
 	bool	   *first = palloc0(sizeof(bool) * request->nmembers);
-	int			attempts;
+	int			attempts = request->attempts;
 
 	for (int i = 0; i < request->nmembers / 2; i++)
 		first[i] = true;
 	change_request(journal, request, STATE_SPLIT, 0);
-	/* the halves have been tried by themselves not once */
-	attempts = request->attempts;
+	/* they have been tried by themselves not once */
 	request->attempts = 0;
-	split_by_member(journal, request, first, STATE_RETRY, STATE_RETRY,
-					request->ended_at);
+	if (request->step.kind == STEP_SHRINK)
+		split_by_account(journal, request, request->step.size, request->step.size,
+						 request->ended_at);
+	else
+		split_by_member(journal, request, first, STATE_RETRY, STATE_RETRY,
+						request->ended_at);
 	/* this may be entered again after an error */
 	request->attempts = attempts;
 }
@@ -629,7 +672,7 @@ judge_accounts(Journal *journal, Request *request, int *ignored)
 		}
 		seen[position] = true;
 		member = member_of(request, position);
-		if (policy_retry_account(error->code, request->attempts))
+		if (policy_retry_account(error->code, request->account_tries + 1))
 		{
 			again[position] = true;
 			member->retried++;
@@ -640,6 +683,21 @@ judge_accounts(Journal *journal, Request *request, int *ignored)
 				  error->code, error->info, response_account_class(error->code));
 	}
 	return again;
+}
+
+/*
+ * The accounts that are to be tried again go on in a request of their own,
+ * unless all of them expire before.
+ */
+static void
+try_again(Journal *journal, Request *request, const bool *again)
+{
+	Request    *child = make_child(journal, request, again);
+	TimestampTz due = request->ended_at + request->step.delay;
+
+	child->account_tries++;
+	add_child(journal, request, child, false,
+			  request_all_expired(child, due) ? expired_state(child) : STATE_RETRY, due);
 }
 
 /* Accepted, but some accounts were listed. */
@@ -662,9 +720,7 @@ finish_partial(Journal *journal, Request *request)
 					   request->maybe_duplicate, request->ended_at);
 	}
 	if (nagain > 0)
-		add_child(journal, request, make_child(journal, request, again),
-				  &journal->copied_results, STATE_RETRY,
-				  request->ended_at + request->step.delay);
+		try_again(journal, request, again);
 	if (ignored > 0)
 		ereport(LOG,
 				(errmsg("timpush: answer to request %lld listed %d accounts that are not in it or are listed twice",
@@ -685,16 +741,6 @@ finish_sent(Journal *journal, Request *request)
 {
 	journal->sent = lappend(journal->sent, request);
 	journal->sent_members += request->nmembers;
-}
-
-/*
- * The outcome of pushes that expire in a request that is not in flight.  May
- * the API have got it, or the one that it was split from, that is not known.
- */
-static const char *
-expired_state(const Request *request)
-{
-	return request->in_doubt || request->maybe_duplicate ? STATE_UNKNOWN : STATE_EXPIRED;
 }
 
 /* No attempt is planned that would come after the last expiry. */
@@ -738,7 +784,7 @@ journal_outcome(Journal *journal, Request *request)
 			break;
 		case STEP_SPLIT:
 		case STEP_SHRINK:
-			bisect_request(journal, request);
+			split_request(journal, request);
 			break;
 		case STEP_FAIL:
 			fail_request(journal, request);
@@ -790,6 +836,15 @@ journal_drop(Journal *journal, Request *request, const bool *leaving,
 	change_request(journal, request, STATE_SPLIT, 0);
 	split_by_member(journal, request, leaving, state, STATE_RETRY,
 					request->next_attempt_at);
+}
+
+void
+journal_cut(Journal *journal, Request *request, int first, int size,
+			TimestampTz now)
+{
+	request->ended_at = now;
+	change_request(journal, request, STATE_SPLIT, 0);
+	split_by_account(journal, request, first, size, request->next_attempt_at);
 }
 
 void

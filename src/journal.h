@@ -33,7 +33,7 @@ typedef struct Journal
 	RowSet		changed_requests;	/* push_request rows to update */
 	RowSet		changed_results;	/* push_result rows to update */
 	RowSet		copied_results; /* parents' push_result rows to copy ... */
-	RowSet		moved_results;	/* ... or to move to a child request */
+	RowSet		moved_results;	/* ... or then to move to a child request */
 	RowSet		errors;			/* push_error rows to insert */
 	List	   *sent;			/* Requests that were simply sent */
 	int			sent_members;	/* and how many pushes they carry */
@@ -70,6 +70,14 @@ extern void journal_resend(Journal *journal, Request *request, uint64 random_key
  */
 extern void journal_drop(Journal *journal, Request *request, const bool *leaving,
 						 const char *state, TimestampTz now);
+
+/*
+ * Enter that requests of at most "size" accounts go instead of this one, the
+ * first of them with "first", when this one would have.  For a request that
+ * is not in flight and not in doubt.
+ */
+extern void journal_cut(Journal *journal, Request *request, int first, int size,
+						TimestampTz now);
 
 /* Likewise for the members that have expired. */
 extern void journal_drop_expired(Journal *journal, Request *request,

@@ -47,7 +47,7 @@
 /* $1: push_result rows that move from a request to its child */
 #define SQL_MOVE_RESULTS \
 	"UPDATE @.push_result r SET request_id = u.request_id, first = u.first," \
-	" state = u.state, maybe_duplicate = u.maybe_duplicate," \
+	" accounts = u.accounts, state = u.state, maybe_duplicate = u.maybe_duplicate," \
 	" finished_at = u.finished_at " \
 	"FROM unnest($1) u JOIN @.push_request c ON c.id = u.request_id " \
 	"WHERE r.request_id = c.parent AND r.push_id = u.push_id"

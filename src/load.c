@@ -254,6 +254,7 @@ load_request(HeapTuple tuple, TupleDesc desc, Oid serverid, MemoryContext parent
 	request->maybe_duplicate = DatumGetBool(load_column(tuple, desc, 10));
 	request->first_sent_at = DatumGetTimestampTz(load_column(tuple, desc, 11));
 	request->next_attempt_at = DatumGetTimestampTz(load_column(tuple, desc, 12));
+	request->account_tries = DatumGetInt32(load_column(tuple, desc, 13));
 	MemoryContextSwitchTo(old);
 	return request;
 }

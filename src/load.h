@@ -53,7 +53,8 @@ extern void load_merge(Loaded *heads, const Loaded *more);
 /* What load_request() wants of push_request, by the name q. */
 #define REQUEST_COLUMNS \
 	"q.id, q.server, q.msg_random, q.content, q.accounts, q.on_unknown, " \
-	"q.attempts, q.resends, q.in_doubt, q.maybe_duplicate, q.first_sent_at, q.next_attempt_at"
+	"q.attempts, q.resends, q.in_doubt, q.maybe_duplicate, q.first_sent_at, " \
+	"q.next_attempt_at, q.account_tries"
 
 /* A request without its members, in a context of its own under "parent". */
 extern Request *load_request(HeapTuple tuple, TupleDesc desc, Oid serverid,

@@ -117,7 +117,7 @@ typedef enum Statement
 	NSTATEMENTS
 } Statement;
 
-#define MAX_PARAMS 8
+#define MAX_PARAMS 9
 
 /* Parameter types that are known only when the tables are. */
 #define REQUEST_ARRAY	((Oid) 1)
@@ -334,7 +334,7 @@ static const struct
 	},
 	[LOAD_SERVER] = {
 		"SELECT s.state, k.random_key, k.server_oid, s.next_probe_at, s.reason,"
-		" s.error_code, k.options_version, s.since "
+		" s.error_code, k.options_version, s.since, k.rests, k.most_accounts "
 		"FROM @.push_server s JOIN @.push_server_key k ON k.server = s.server "
 		"WHERE s.server = $1",
 		{NAMEOID}
@@ -354,10 +354,12 @@ static const struct
 	},
 	[NOTE_SERVER] = {
 		"WITH key AS ("
-		" UPDATE @.push_server_key SET options_version = $6 WHERE server = $1) "
+		" UPDATE @.push_server_key SET options_version = $7, rests = $8, most_accounts = $9"
+		" WHERE server = $1) "
 		"UPDATE @.push_server SET state = $2, reason = $3, error_code = $4,"
-		" next_probe_at = $5, since = $7 WHERE server = $1",
-		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID}
+		" next_probe_at = $5, since = $6 WHERE server = $1",
+		{NAMEOID, TEXTOID, TEXTOID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,
+		INT4OID, INT4OID}
 	},
 	[LOAD_ACTIVATION] = {
 		"SELECT count(*), max(a.activated_at),"
@@ -766,31 +768,34 @@ outbox_server_state(const ServerOptions *server, ServerState *state)
 	state->error_code = DatumGetInt32(load_column(tuple, desc, 6));
 	state->options_version = (uint64) DatumGetInt64(load_column(tuple, desc, 7));
 	state->since = DatumGetTimestampTz(load_column(tuple, desc, 8));
+	state->rests = DatumGetInt32(load_column(tuple, desc, 9));
+	state->most_accounts = DatumGetInt32(load_column(tuple, desc, 10));
 	return true;
 }
 
 bool
-outbox_note_server(const ServerOptions *server, const char *state,
-				   const char *reason, int error_code, TimestampTz next_probe_at,
-				   TimestampTz since)
+outbox_note_server(const ServerOptions *server, const ServerState *state)
 {
-	Datum		values[7];
-	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[9];
+	char		nulls[9];
 
 	values[0] = server_name(server);
 	run(LOCK_SERVER, values, NULL);
 	if (SPI_processed == 0)
 		return false;
 	FAULT_POINT("note-server");
-	values[1] = CStringGetTextDatum(state);
-	values[2] = CStringGetTextDatum(reason != NULL ? reason : "");
-	nulls[2] = reason != NULL ? ' ' : 'n';
-	values[3] = Int32GetDatum(error_code);
-	nulls[3] = error_code != 0 ? ' ' : 'n';
-	values[4] = TimestampTzGetDatum(next_probe_at);
-	nulls[4] = next_probe_at != 0 ? ' ' : 'n';
-	values[5] = Int64GetDatum((int64) server->version);
-	values[6] = TimestampTzGetDatum(since);
+	memset(nulls, ' ', sizeof(nulls));
+	values[1] = CStringGetTextDatum(state->suspended ? "suspended" : "active");
+	values[2] = CStringGetTextDatum(state->reason != NULL ? state->reason : "");
+	nulls[2] = state->reason != NULL ? ' ' : 'n';
+	values[3] = Int32GetDatum(state->error_code);
+	nulls[3] = state->error_code != 0 ? ' ' : 'n';
+	values[4] = TimestampTzGetDatum(state->next_probe_at);
+	nulls[4] = state->next_probe_at != 0 ? ' ' : 'n';
+	values[5] = TimestampTzGetDatum(state->since);
+	values[6] = Int64GetDatum((int64) server->version);
+	values[7] = Int32GetDatum(state->rests);
+	values[8] = Int32GetDatum(state->most_accounts);
 	run(NOTE_SERVER, values, nulls);
 	return true;
 }
@@ -1074,7 +1079,7 @@ choose_riders(const Loaded *heads, int per_content, int max_size, int64 *keys, i
 static bool
 should_look_further(const Loaded *heads, const Claim *claim, int max)
 {
-	if (heads->n < max || claim->alone)
+	if (heads->n < max || claim->alone || claim->probe)
 		return false;
 	if (claim->scarce || claim->riders->misses < MISSES_TO_RELAX)
 		return true;
@@ -1120,9 +1125,12 @@ load_riders(Loaded *heads, Claim *claim, const ComposeBounds *bounds, TimestampT
  * ------------------------------------------------------------------------
  */
 
-/* The priorities that may have rows due, and their fronts, as parameters. */
+/*
+ * The priorities that may have rows due, and their fronts, as parameters: the
+ * highest first, or the one whose front is the earliest.
+ */
 static void
-put_priorities(Datum *values, const Front *front, TimestampTz due)
+put_priorities(Datum *values, const Front *front, TimestampTz due, bool oldest_first)
 {
 	Datum		priorities[FRONT_PRIORITIES];
 	Position	positions[FRONT_PRIORITIES];
@@ -1130,10 +1138,20 @@ put_priorities(Datum *values, const Front *front, TimestampTz due)
 
 	for (int i = FRONT_PRIORITIES - 1; i >= 0; i--)
 	{
+		int			place = n;
+
 		if (front->priority[i].at > due)
 			continue;
-		priorities[n] = Int32GetDatum(i);
-		positions[n++] = front->priority[i];
+		while (oldest_first && place > 0 &&
+			   position_before(front->priority[i], positions[place - 1]))
+		{
+			priorities[place] = priorities[place - 1];
+			positions[place] = positions[place - 1];
+			place--;
+		}
+		priorities[place] = Int32GetDatum(i);
+		positions[place] = front->priority[i];
+		n++;
 	}
 	values[0] = array_of(priorities, n, INT4OID);
 	put_positions(&values[1], positions, n);
@@ -1146,7 +1164,7 @@ move_front(const ServerOptions *server, Front *front, TimestampTz now)
 	Datum		values[5];
 
 	values[0] = server_name(server);
-	put_priorities(&values[1], front, now);
+	put_priorities(&values[1], front, now, false);
 	values[4] = left_out(true);
 	run(FIND_FRONT, values, NULL);
 	for (int i = 0; i < FRONT_PRIORITIES; i++)
@@ -1200,7 +1218,7 @@ try_claim(Claim *claim, int max, bool *again, MemoryContext parent)
 	values[0] = server_name(claim->server);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = Int64GetDatum(max);
-	put_priorities(&values[3], claim->front, now);
+	put_priorities(&values[3], claim->front, now, claim->probe);
 	values[6] = left_out(true);
 	run(LOAD_HEADS, values, NULL);
 	note_suspect(ASIDE_PUSH);
@@ -1226,6 +1244,9 @@ outbox_claim(Claim *claim, int max, TimestampTz *due, MemoryContext parent)
 	bool		again = true;
 	List	   *requests = NIL;
 
+	/* which push is the oldest must be known, not only guessed at */
+	if (claim->probe)
+		move_front(claim->server, claim->front, GetCurrentTimestamp());
 	for (int i = 0; again && i < MAX_TRIES; i++)
 		requests = try_claim(claim, max, &again, parent);
 	*due = front_first(claim->front).at;
@@ -1414,52 +1435,97 @@ drop_expired(List *requests, TimestampTz now)
 		MemoryContextDelete(((Request *) lfirst(cell))->context);
 }
 
-/* Those whose pushes expired leave the journal's queue; the others go again. */
-static List *
-resend_or_expire(List *found, uint64 random_key, TimestampTz now)
+/* Requests that have become too large go in parts, a probe in a small one. */
+static void
+cut_requests(const Claim *claim, List *requests, TimestampTz now)
 {
-	List	   *expired = NIL;
-	List	   *claimed = NIL;
 	ListCell   *cell;
 
 	journal_begin(&journal);
+	foreach(cell, requests)
+		journal_cut(&journal, lfirst(cell), claim->probe ? 1 : claim->size_again,
+					claim->size_again, now);
+	write_outcomes(now);
+	foreach(cell, requests)
+		MemoryContextDelete(((Request *) lfirst(cell))->context);
+}
+
+static void
+resend_requests(List *requests, uint64 random_key)
+{
+	ListCell   *cell;
+
+	journal_begin(&journal);
+	foreach(cell, requests)
+		journal_resend(&journal, lfirst(cell), random_key);
+	run_rows(RESEND_REQUESTS, &journal.changed_requests);
+	FAULT_POINT("resend");
+	run_rows(CHANGE_RESULTS, &journal.changed_results);
+}
+
+/*
+ * Those of which pushes have expired leave the journal's queue, such as are
+ * too large are cut, and the others go again.
+ */
+static List *
+resend_or_change(const Claim *claim, List *found, TimestampTz now)
+{
+	int			most = claim->probe ? 1 : claim->size_again;
+	List	   *expired = NIL;
+	List	   *large = NIL;
+	List	   *claimed = NIL;
+	ListCell   *cell;
+
 	foreach(cell, found)
 	{
 		Request    *request = lfirst(cell);
 
 		if (request_any_expired(request, now))
-		{
 			expired = lappend(expired, request);
-			continue;
-		}
-		journal_resend(&journal, request, random_key);
-		claimed = lappend(claimed, request);
+		else if (request->naccounts > most && !request->in_doubt)
+			large = lappend(large, request);
+		else
+			claimed = lappend(claimed, request);
 	}
-	run_rows(RESEND_REQUESTS, &journal.changed_requests);
-	FAULT_POINT("resend");
-	run_rows(CHANGE_RESULTS, &journal.changed_results);
-
-	drop_expired(expired, now);
+	if (claimed != NIL)
+		resend_requests(claimed, claim->random_key);
+	if (expired != NIL)
+		drop_expired(expired, now);
+	if (large != NIL)
+		cut_requests(claim, large, now);
 	return claimed;
 }
 
-List *
-outbox_claim_retries(const ServerOptions *server, uint64 random_key, int max,
-					 Position *front, MemoryContext parent)
+/* One try; *again if it came to nothing but another one may not. */
+static List *
+try_claim_retries(Claim *claim, int max, bool *again, MemoryContext parent)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[6] = {server_name(server), TimestampTzGetDatum(now), Int64GetDatum(max),
+	const Position *front = claim->retry_front;
+	Datum		values[6] = {server_name(claim->server), TimestampTzGetDatum(now), Int64GetDatum(max),
 	TimestampTzGetDatum(front->at), Int64GetDatum(front->id), left_out(false)};
 	List	   *found;
 	List	   *claimed = NIL;
 
 	run(FIND_RETRIES, values, NULL);
 	note_suspect(ASIDE_REQUEST);
-	found = load_requests(server->oid, parent);
+	found = load_requests(claim->server->oid, parent);
 	if (found != NIL)
-		claimed = resend_or_expire(found, random_key, now);
-	move_retry_front(server, front);
+		claimed = resend_or_change(claim, found, now);
+	*again = claimed == NIL && found != NIL && !claim->alone;
 	return claimed;
+}
+
+List *
+outbox_claim_retries(Claim *claim, int max, MemoryContext parent)
+{
+	bool		again = true;
+	List	   *requests = NIL;
+
+	for (int i = 0; again && i < MAX_TRIES; i++)
+		requests = try_claim_retries(claim, max, &again, parent);
+	move_retry_front(claim->server, claim->retry_front);
+	return requests;
 }
 
 int
@@ -1521,12 +1587,11 @@ load_request_in(const char *state, int64 id, Oid serverid, MemoryContext parent)
 }
 
 List *
-outbox_claim_request(const ServerOptions *server, uint64 random_key, int64 id,
-					 MemoryContext parent)
+outbox_claim_request(const Claim *claim, int64 id, MemoryContext parent)
 {
-	List	   *found = load_request_in(STATE_RETRY, id, server->oid, parent);
+	List	   *found = load_request_in(STATE_RETRY, id, claim->server->oid, parent);
 
-	return found == NIL ? NIL : resend_or_expire(found, random_key, GetCurrentTimestamp());
+	return found == NIL ? NIL : resend_or_change(claim, found, GetCurrentTimestamp());
 }
 
 List *

@@ -26,8 +26,10 @@ typedef struct ServerState
 	bool		suspended;
 	char	   *reason;			/* of its trouble, NULL: none */
 	int			error_code;
-	TimestampTz next_probe_at;	/* of a suspended server, else 0 */
+	TimestampTz next_probe_at;	/* of a server that is left alone, else 0 */
 	uint64		options_version;	/* under which that was so */
+	int			rests;			/* how often in a row it has been left alone */
+	int			most_accounts;	/* that a call may have; 0: not known */
 	uint64		random_key;
 	TimestampTz since;			/* differs after any change by somebody else */
 } ServerState;
@@ -81,13 +83,12 @@ extern bool outbox_same_origin(void);
 extern bool outbox_server_state(const ServerOptions *server, ServerState *state);
 
 /*
- * Note why a server does not send, or that it does again (reason NULL), from
- * "since" on.  State is "active" or "suspended".  False if nothing was noted:
- * the server is paused or held, or somebody is about to change its row.
+ * Note why a server does not send, or that it does again (no reason), and
+ * what a new worker shall know; keys and options are not looked at.  False if
+ * nothing was noted: the server is paused or held, or somebody is about to
+ * change its row.
  */
-extern bool outbox_note_server(const ServerOptions *server, const char *state,
-							   const char *reason, int error_code,
-							   TimestampTz next_probe_at, TimestampTz since);
+extern bool outbox_note_server(const ServerOptions *server, const ServerState *state);
 
 /*
  * How often a claim has found no row to ride along behind the first ones; the
@@ -104,11 +105,14 @@ typedef struct Claim
 {
 	const ServerOptions *server;
 	uint64		random_key;
-	int			size;			/* accounts that a request may carry */
+	bool		probe;			/* one account of what has waited longest */
+	int			size;			/* accounts that a new request may carry ... */
+	int			size_again;		/* ... and one that goes again */
 	bool		scarce;			/* there is a limit of calls or accounts */
 	bool		alone;			/* nothing but the heads */
 	RiderHistory *riders;
 	Front	   *front;
+	Position   *retry_front;
 	RecentAccounts *recent;
 } Claim;
 
@@ -121,11 +125,11 @@ typedef struct Claim
 extern List *outbox_claim(Claim *claim, int max, TimestampTz *due, MemoryContext parent);
 
 /*
- * Requests whose time to go again has come, likewise.  *front, before which
- * there is none, moves on to the first that is left.
+ * Requests whose time to go again has come, likewise; their front, before
+ * which there is none, moves on to the first that is left.  One that has too
+ * many accounts and is not in doubt is cut first.
  */
-extern List *outbox_claim_retries(const ServerOptions *server, uint64 random_key,
-								  int max, Position *front, MemoryContext parent);
+extern List *outbox_claim_retries(Claim *claim, int max, MemoryContext parent);
 
 /* Move the fronts of a server to what waits now, and take nothing. */
 extern void outbox_look(const ServerOptions *server, Front *front, Position *retry_front);
@@ -160,8 +164,7 @@ extern List *outbox_orphans(const List *known, bool alone, MemoryContext parent)
  */
 extern void outbox_leave_out(const AsideList *list);
 extern List *outbox_claim_push(Claim *claim, int64 id, MemoryContext parent);
-extern List *outbox_claim_request(const ServerOptions *server, uint64 random_key,
-								  int64 id, MemoryContext parent);
+extern List *outbox_claim_request(const Claim *claim, int64 id, MemoryContext parent);
 extern List *outbox_orphan(int64 id, MemoryContext parent);
 
 /*

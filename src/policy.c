@@ -46,12 +46,12 @@ policy_backoff(int n, double random)
  * ------------------------------------------------------------------------
  */
 
-/* The accounts that are tried again, if any, wait like a request. */
+/* Accounts that are tried again, if any, have a back-off of their own. */
 static void
 accepted(const Outcome *outcome pg_attribute_unused(), const Attempt *attempt, Step *step)
 {
 	step->in_doubt = false;
-	step->delay = policy_backoff(attempt->attempts, attempt->random);
+	step->delay = policy_backoff(attempt->account_tries, attempt->random);
 }
 
 static void
@@ -118,7 +118,10 @@ bad(const Outcome *outcome, const Attempt *attempt, Step *step)
  * ------------------------------------------------------------------------
  */
 
-/* What follows from each class; "computed" then changes what it must. */
+/*
+ * What follows from each class: what the request does, whether the attempt
+ * counts, what it says of the server, and the part that is computed.
+ */
 static const struct
 {
 	StepKind	kind;
@@ -126,8 +129,6 @@ static const struct
 	ServerEffect server;
 	void		(*computed) (const Outcome *outcome, const Attempt *attempt, Step *step);
 }			rules[] = {
-
-	/* class               the request, counts, the server */
 	[OUTCOME_SENT] = {STEP_DONE, true, SERVER_HEALTHY, accepted},
 	[OUTCOME_PARTIAL] = {STEP_DONE, true, SERVER_HEALTHY, accepted},
 	[OUTCOME_NOT_SENT] = {STEP_RETRY, false, SERVER_FAILS, NULL},

@@ -16,9 +16,9 @@ typedef struct Attempt
 {
 	int			attempts;		/* that counted, this one not included */
 	int			resends;		/* in doubt, so far */
+	int			account_tries;	/* of its accounts one by one, before this */
 	bool		in_doubt;		/* an earlier attempt's outcome is not known */
-	bool		signed_anew;	/* another UserSig than its own is not to be
-								 * had */
+	bool		signed_anew;	/* no other UserSig would do better */
 	int			npushes;
 	int			naccounts;
 	OnUnknown	on_unknown;
@@ -52,7 +52,8 @@ typedef struct Step
 	StepKind	kind;
 	ServerEffect server;
 	int64_t		delay;			/* microseconds until what goes again, or an
-								 * app that pauses, does */
+								 * app that pauses, does; less than 0: has
+								 * been due since */
 	bool		counts;			/* the attempt counts */
 	bool		in_doubt;		/* it is not known whether the API has it */
 	int			size;			/* STEP_SHRINK: accounts in each, at most */

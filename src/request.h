@@ -39,6 +39,7 @@ typedef struct Member
 	int			first;			/* from 1, into the request's accounts */
 	int			accounts;
 	TimestampTz expires_at;		/* DT_NOEND: never */
+	bool		continued;		/* what comes before, another request carries */
 	const char *state;			/* to be recorded */
 	int			failed;
 	int			retried;
@@ -62,6 +63,7 @@ typedef struct Request
 	OnUnknown	on_unknown;
 	int			attempts;
 	int			resends;
+	int			account_tries;	/* of its accounts one by one, before this */
 	bool		in_doubt;
 	bool		maybe_duplicate;
 	TimestampTz first_sent_at;	/* 0: never */

@@ -9,9 +9,10 @@
  * claimed for it either, so that an outage burns nobody's attempts.  One
  * server's trouble never touches another's.
  *
- * Crash story: all of this is learned again by a new worker, but for the
- * suspension of a server, which is in push_server, and the limits and pauses
- * of its app, which are in shared memory; see apps.c.
+ * Crash story: all of this is learned again by a new worker, but for how long
+ * a server is left alone and how many accounts a call of it may have, which
+ * push_server and push_server_key tell, and for the limits and pauses of its
+ * app, which are in shared memory; see apps.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -202,6 +203,7 @@ sender_refresh(Sender *sender)
 	{
 		/* whatever was wrong may be right now */
 		sender->changed_at = GetCurrentTimestamp();
+		sender->most_accounts = 0;
 		forget_health(sender);
 		sender->retry_due = 0;
 	}
@@ -250,11 +252,10 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
 {
 	bool		known = sender->problem != NULL;
 
-	if (same_words(problem, sender->problem) && suspended == sender->suspended)
-		return;
 	/* the words of one trouble may vary, its kind does not */
-	if (known && problem != NULL && suspended == sender->suspended &&
-		code == sender->problem_code && code != 0)
+	if (suspended == sender->suspended && code == sender->problem_code &&
+		(same_words(problem, sender->problem) ||
+		 (known && problem != NULL && code != 0)))
 		return;
 	if (problem != NULL)
 		ereport(suspended ? WARNING : LOG,
@@ -270,33 +271,44 @@ set_problem(Sender *sender, const char *problem, int code, bool suspended)
 }
 
 /*
- * A new worker goes on with the trouble that an earlier one had: a suspended
- * server rests until its time, unless its options have changed since.
+ * A new worker goes on with the trouble that an earlier one had: a server that
+ * was left alone is so until its time, unless its options have changed since.
  */
 static void
 adopt_state(Sender *sender)
 {
+	const ServerState *state = &sender->state;
+
 	if (sender->problem_changed)
 		return;
-	keep_problem(sender, sender->state.reason, sender->state.error_code,
-				 sender->state.suspended);
-	if (sender->state.suspended &&
-		sender->state.options_version == sender->options->version)
-		sender->blocked_until = Max(sender->blocked_until, sender->state.next_probe_at);
+	keep_problem(sender, state->reason, state->error_code, state->suspended);
+	if (state->options_version != sender->options->version)
+		return;
+	sender->most_accounts = state->most_accounts;
+	if (state->next_probe_at == 0)
+		return;
+	sender->blocked_until = Max(sender->blocked_until, state->next_probe_at);
+	if (state->suspended)
+		sender->stops = state->rests;
+	else
+		breaker_restore(&sender->breaker, state->rests, state->next_probe_at,
+						GetCurrentTimestamp());
 }
 
 /* Somebody has paused or resumed the server: it begins anew. */
 static void
 forget_trouble(Sender *sender, bool was_paused)
 {
+	bool		was_stopped = was_paused || sender->suspended;
+
 	keep_problem(sender, NULL, 0, false);
-	sender->problem_changed = false;
+	sender->problem_changed = sender->rest_changed = false;
 	sender->recovering = true;
 	forget_health(sender);
 	forget_usersig(sender);
-	if (sender->state.paused != was_paused)
+	if (sender->state.paused ? !was_paused : was_stopped)
 		ereport(LOG, (errmsg("timpush: server \"%s\" is %s", sender->options->name,
-							 was_paused ? "resumed" : "paused")));
+							 sender->state.paused ? "paused" : "resumed")));
 }
 
 bool
@@ -318,30 +330,42 @@ sender_load_state(Sender *sender)
 }
 
 bool
+sender_has_news(const Sender *sender)
+{
+	return sender->problem_changed || sender->rest_changed;
+}
+
+bool
 sender_note_problem(Sender *sender)
 {
+	bool		open = breaker_is_open(&sender->breaker);
+	ServerState state = {
+		.suspended = sender->suspended,
+		.reason = sender->problem,
+		.error_code = sender->problem_code,
+		.next_probe_at = sender->suspended || open ? sender->blocked_until : 0,
+		.rests = sender->suspended ? sender->stops : sender->breaker.openings,
+		.most_accounts = sender->most_accounts,
+		.since = sender->problem_changed ? GetCurrentTimestamp() : sender->state.since,
+	};
+
 	/* a paused server has no trouble of its own */
 	if (sender->state.paused)
-		sender->problem_changed = false;
-	if (!sender->problem_changed)
+		sender->problem_changed = sender->rest_changed = false;
+	if (!sender_has_news(sender))
 		return true;
-	sender->noted = GetCurrentTimestamp();
-	if (!outbox_note_server(sender->options, sender->suspended ? "suspended" : "active",
-							sender->problem, sender->problem_code,
-							sender->suspended ? sender->blocked_until : 0,
-							sender->noted))
-		sender->noted = 0;
+	sender->noted = outbox_note_server(sender->options, &state) ? state.since : 0;
 	return sender->noted != 0;
 }
 
 void
 sender_problem_noted(Sender *sender)
 {
-	if (!sender->problem_changed || sender->noted == 0)
+	if (!sender_has_news(sender) || sender->noted == 0)
 		return;
 	sender->state.since = sender->noted;
 	app_state_of(&sender->app, sender->noted, true);
-	sender->problem_changed = false;
+	sender->problem_changed = sender->rest_changed = false;
 	sender->noted = 0;
 }
 
@@ -377,6 +401,7 @@ suspend(Sender *sender, const char *why, int code, int64 pause, TimestampTz now)
 {
 	sender->stopped_at = now;
 	sender->blocked_until = now + pause;
+	sender->rest_changed = true;
 	set_problem(sender, why, code, true);
 }
 
@@ -394,12 +419,17 @@ note_failure(Sender *sender, const Outcome *outcome, TimestampTz sent_at, Timest
 	/* a probe that fails shows no more than one that is refused */
 	if (sender->suspended)
 	{
-		if (sender->blocked_until <= now)
-			sender->blocked_until = now + probe_pause(sender);
+		if (sender->blocked_until > now)
+			return;
+		sender->blocked_until = now + probe_pause(sender);
+		sender->rest_changed = true;
 		return;
 	}
 	if (breaker_note(&sender->breaker, true, sent_at, now))
+	{
 		sender->blocked_until = sender->breaker.open_until;
+		sender->rest_changed = true;
+	}
 	else if (outcome->class == OUTCOME_NOT_SENT && sender->blocked_until <= now)
 		sender->blocked_until = now + policy_backoff(sender->breaker.in_row - 1,
 													 0.5 + random_fraction() / 2);
@@ -640,6 +670,14 @@ sender_room(Sender *sender, TimestampTz now, TimestampTz *when)
 }
 
 int
+sender_most_accounts(const Sender *sender)
+{
+	int			most = sender->options->accounts_per_request;
+
+	return sender->most_accounts > 0 ? Min(most, sender->most_accounts) : most;
+}
+
+int
 sender_request_size(const Sender *sender, TimestampTz now, bool *scarce)
 {
 	ServerOptions effective = *sender->options;
@@ -647,8 +685,10 @@ sender_request_size(const Sender *sender, TimestampTz now, bool *scarce)
 
 	app_ask(&sender->app, now, &allowance);
 	*scarce = is_limited(&allowance);
+	effective.accounts_per_request = sender_most_accounts(sender);
 	effective.accounts_per_second = allowance.rates.accounts;
-	return server_request_size(&effective);
+	/* a probe is small */
+	return sender->suspended ? 1 : server_request_size(&effective);
 }
 
 /* An attempt that ended before it began. */
@@ -675,6 +715,7 @@ plan_step(const Sender *sender, Request *request)
 	Attempt		attempt = {
 		.attempts = request->attempts,
 		.resends = request->resends,
+		.account_tries = request->account_tries,
 		.in_doubt = request->in_doubt,
 		.signed_anew = sender != NULL && signed_anew(sender, request),
 		.npushes = request->nmembers,
@@ -902,6 +943,25 @@ bound_refusals(Sender *sender, Outcome *outcome)
 		outcome->class = OUTCOME_TRANSIENT;
 }
 
+/* The API takes fewer accounts than this call had: remember that. */
+static void
+note_too_many(Sender *sender, Request *request)
+{
+	Step	   *step = &request->step;
+
+	if (request->sent_at < sender->changed_at)
+		return;
+	if (sender->most_accounts == 0 || step->size < sender->most_accounts)
+	{
+		sender->most_accounts = step->size;
+		sender->rest_changed = true;
+		ereport(LOG,
+				(errmsg("timpush: server \"%s\" has refused a call of %d accounts, so calls carry %d at most until its options change",
+						sender->options->name, request->naccounts, step->size)));
+	}
+	step->size = Min(step->size, sender->most_accounts);
+}
+
 void
 sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 {
@@ -920,9 +980,14 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
+	if (request->step.kind == STEP_SHRINK)
+		note_too_many(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */
 	if (request->step.server == SERVER_THROTTLES)
 		request->step.delay = 0;
+	/* what has waited for its server keeps its place, so the next probe is it */
+	if (request->step.server == SERVER_STOPS && request->next_attempt_at != 0)
+		request->step.delay = Min(request->next_attempt_at - request->ended_at, 0);
 	if (request->step.kind == STEP_RETRY || request->step.kind == STEP_SPLIT ||
 		request->step.kind == STEP_SHRINK || request->outcome.nerrors > 0)
 		note_retry(sender, request, request->ended_at + request->step.delay);

@@ -53,6 +53,8 @@ typedef struct Sender
 	Breaker		breaker;
 	int			refusals;		/* answers without a body, 4xx, in a row */
 	int			stops;			/* server-stop outcomes in a row */
+	int			most_accounts;	/* that a call may have, by what the API has
+								 * refused; 0: not known */
 	bool		recovering;		/* what kept it back is over; see
 								 * sender_recover() */
 
@@ -61,7 +63,9 @@ typedef struct Sender
 	int			problem_code;
 	bool		suspended;
 	bool		problem_changed;
-	TimestampTz noted;			/* when the transaction has written it; 0: not */
+	bool		rest_changed;	/* what a new worker shall know has, besides */
+	TimestampTz noted;			/* "since" as the transaction has written it;
+								 * 0: not */
 } Sender;
 
 /* A sender of the server, without connections yet. */
@@ -117,6 +121,9 @@ extern int	sender_room(Sender *sender, TimestampTz now, TimestampTz *when);
  */
 extern int	sender_request_size(const Sender *sender, TimestampTz now, bool *scarce);
 
+/* The most that it may ever carry, by its options and what was refused. */
+extern int	sender_most_accounts(const Sender *sender);
+
 /*
  * Send the request, or keep it until the limit lets it leave.  A request
  * that cannot leave at all, or not soon, is judged: true.
@@ -146,6 +153,9 @@ extern void sender_judge(Sender *sender, Request *request, const Transfer *trans
 
 /* Judge a request that was left in flight; sender may be NULL. */
 extern void sender_judge_orphan(Sender *sender, Request *request);
+
+/* Has anything about the server changed that is to be written? */
+extern bool sender_has_news(const Sender *sender);
 
 /*
  * Write what has changed about the server, in a transaction; false if that is

@@ -97,6 +97,16 @@ check_open(void)
 	is_int(run(&breaker, "f", &now, SECOND), 1, "until five have failed again");
 	is_int(breaker.open_until - now, 5 * SECOND, "which opens it for five seconds");
 
+	breaker_restore(&breaker, 3, now + 7 * SECOND, now);
+	ok(breaker_is_open(&breaker) && breaker.open_until == now + 7 * SECOND,
+	   "one that was open before is open until then");
+	now += 7 * SECOND;
+	ok(breaker_note(&breaker, true, now, now) && breaker.open_until == now + 40 * SECOND,
+	   "and goes on doubling");
+	ok(!breaker_note(&breaker, false, now, now) && !breaker_is_open(&breaker),
+	   "until a probe succeeds");
+	is_int(run(&breaker, "fffff", &now, SECOND), 1, "and begins anew");
+
 	now -= 3600 * SECOND;
 	ok(!breaker_note(&breaker, false, now, now) && !breaker_is_open(&breaker),
 	   "a clock that is set back does not keep it open");

@@ -202,7 +202,8 @@ check_accepted(void)
 		attempt.resends = 2;
 		ok(leads_to(outcome, attempt, expected), "%s ends a doubt", name);
 		attempt = fresh();
-		attempt.attempts = 3;
+		attempt.attempts = 9;
+		attempt.account_tries = 3;
 		expected.most = 8 * SECOND;
 		ok(leads_to(outcome, attempt, expected),
 		   "%s: listed accounts wait longer from try to try", name);
