@@ -467,7 +467,7 @@ make_child(Journal *journal, Request *parent, const bool *chosen)
 	child->resends = parent->resends;
 	child->account_tries = parent->account_tries;
 	/* a new call, with a MsgRandom of its own; the mark stays */
-	child->maybe_duplicate = parent->maybe_duplicate || parent->in_doubt;
+	child->maybe_duplicate = parent->maybe_duplicate;
 	child->ended_at = parent->ended_at;
 	child->accounts = palloc(sizeof(char *) * parent->naccounts);
 	child->members = palloc0(sizeof(Member) * parent->nmembers);
@@ -504,6 +504,8 @@ add_child(Journal *journal, const Request *parent, Request *child, bool moves,
 {
 	bool		final = strcmp(state, STATE_RETRY) != 0;
 
+	/* what is not sent again does not come twice */
+	child->maybe_duplicate |= parent->in_doubt && !final;
 	add_request(journal, child, state, parent->id, parent->ended_at, final ? 0 : due);
 	for (int i = 0; i < child->nmembers; i++)
 	{

@@ -17,7 +17,7 @@ use TimpushTest;
 
 # A server of each name, each with an app of its own
 my @servers = qw(many lone bad transient bounded doubt thrice forever held
-  account expiring throttle gateway signed given);
+  account expiring throttle gateway signed given changed);
 my %app = map { $servers[$_] => 2001 + $_ } 0 .. $#servers;
 my $tim = FakeTIM->new(apps => { map { $_ => 'key' } values %app })->start;
 my $node = start_node('main');
@@ -521,6 +521,76 @@ $node->poll_query_until('postgres',
 	"SELECT state = 'suspended' FROM push_server WHERE server = 'given'")
   or die "the server is not suspended\n";
 is(scalar(() = calls('given')), 1, 'a UserSig that is given is refused once');
+
+#
+# Open requests that must change.  Three pushes share a call; then one expires
+# and one is cancelled.
+#
+sub together
+{
+	my ($prefix, $seconds) = @_;
+
+	sql("SELECT timpush_pause('changed')");
+	my @ids = map {
+		push_id(
+			$node, "$prefix-$_",
+			server => 'changed',
+			title => $prefix,
+			$_ eq 'expires' ? (expires_at => in_seconds($seconds)) : ())
+	} qw(expires cancelled stays);
+	sql("SELECT timpush_resume('changed')");
+	return @ids;
+}
+
+rule('changed', { kind => 'code', arg => 60016, count => 1 });
+my @ids = together('refused', 6);
+$node->poll_query_until('postgres',
+	"SELECT state = 'suspended' FROM push_server WHERE server = 'changed'")
+  or die "the server is not suspended\n";
+is(sql("SELECT timpush_cancel($ids[1])"),
+	't', 'what was refused for now can be cancelled');
+settle($node, where => "push_id = $ids[0]");
+sql("SELECT timpush_resume('changed')");
+settle($node, where => "server = 'changed'");
+is_deeply(
+	[
+		map { join ' ', @{ status($node, $_) }{qw(state maybe_duplicate)} }
+		  @ids
+	],
+	[ 'expired 0', 'cancelled 0', 'sent 0' ],
+	'each leaves the refused request with its own outcome');
+@calls = calls('changed');
+is_deeply(
+	[ map { [ sort @{ $_->{accounts} } ] } @calls ],
+	[
+		[ map { "refused-$_" } qw(cancelled expires stays) ],
+		['refused-stays']
+	],
+	'the rest goes alone');
+isnt($calls[1]{msg_random}, $calls[0]{msg_random}, 'with a new MsgRandom');
+
+rule('changed', { kind => 'reset-after', count => 1 });
+@ids = together('doubtful', 4);
+$node->poll_query_until('postgres',
+	"SELECT count(*) > 0 FROM planned WHERE server = 'changed' AND in_doubt")
+  or die "nothing is in doubt\n";
+is(sql("SELECT timpush_cancel($ids[1])"), 'f', 'what is in doubt cannot');
+settle($node, where => "push_id = $ids[0]");
+set_back('changed');
+settle($node, where => "server = 'changed'");
+is_deeply(
+	[
+		map { join ' ', @{ status($node, $_) }{qw(state maybe_duplicate)} }
+		  @ids
+	],
+	[ 'unknown 0', 'sent 1', 'sent 1' ],
+	'who expires in doubt ends so, the others go again and are marked');
+@calls = (calls('changed'))[ 2, 3 ];
+is_deeply(
+	[ sort @{ $calls[1]{accounts} } ],
+	[ 'doubtful-cancelled', 'doubtful-stays' ],
+	'without the one that has expired');
+isnt($calls[1]{msg_random}, $calls[0]{msg_random}, 'as a new request');
 
 @rules = ();
 $tim->clear_rules;
