@@ -149,8 +149,6 @@ worker_ended(int slot, TimestampTz now)
 		shared_forget_database(dbid);
 		return;
 	}
-	/* it may have left behind what it was woken for */
-	(void) shared_want_database(dbid);
 	for (int i = 0; i < child->failures && pause < MAX_BACKOFF_MS; i++)
 		pause *= 2;
 	child->failures++;
