@@ -1055,7 +1055,8 @@ cycle_run(bool may_claim, List **to_send)
 		note_unlocked();
 	*to_send = claimed;
 	claimed = NIL;
-	MemoryContextSwitchTo(worker_context);
+	/* nothing that the caller makes to send those is to outlive the next turn */
+	MemoryContextSwitchTo(cycle_context);
 	MemoryContextReset(cycle_context);
 	return admission != OUTBOX_GONE;
 }
