@@ -73,6 +73,8 @@ my @rules = (
 	[ { kind => 'code', arg => 70003, count => 2 } ],
 	[ { kind => 'code', arg => 70009, count => 1 } ],
 	[ { kind => 'code', arg => 90001, probability => 0.2 } ],
+	[ { kind => 'code', arg => 90011, over => 7 } ],
+	[ { kind => 'code', arg => 90018, over => 100 } ],
 	[ { kind => 'code', arg => 12345, probability => 0.3 } ],
 	[ { kind => 'http', arg => 503, retry_after => 1, count => 2 } ],
 	[ { kind => 'http', arg => 429, count => 2 } ],
