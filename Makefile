@@ -41,6 +41,7 @@ OBJS = \
 	src/status.o \
 	src/timpush.o \
 	src/usersig.o \
+	src/version.o \
 	src/wake.o \
 	src/worker.o
 

@@ -45,6 +45,7 @@
 #include "push.h"
 #include "server.h"
 #include "timpush.h"
+#include "version.h"
 #include "wake.h"
 
 PG_FUNCTION_INFO_V1(timpush_batch);
@@ -111,6 +112,7 @@ outbox_of_function(Oid funcid)
 				 errmsg("relation \"%s.push_outbox\" does not exist",
 						get_namespace_name(schema)),
 				 errhint("Drop and create the extension timpush.")));
+	version_check(relid);
 	return relid;
 }
 
@@ -348,6 +350,7 @@ prepare_row(Oid outbox, Oid caller, Datum *values, bool *nulls, bool is_insert,
 	if (!is_insert)
 		return 0;
 
+	version_check(outbox);
 	activation_ensure(outbox);
 	set_column(values, nulls, OUTBOX_ENQUEUED_BY,
 			   DirectFunctionCall1(namein,
@@ -579,6 +582,7 @@ timpush_batch(PG_FUNCTION_ARGS)
 {
 	Datum		values[NARGS];
 	bool		nulls[NARGS];
+	Oid			outbox = outbox_of_function(fcinfo->flinfo->fn_oid);
 
 	PreventCommandIfReadOnly("timpush_batch()");
 	for (int i = 0; i < NARGS; i++)
@@ -586,8 +590,7 @@ timpush_batch(PG_FUNCTION_ARGS)
 		values[i] = fcinfo->args[i].value;
 		nulls[i] = fcinfo->args[i].isnull;
 	}
-	PG_RETURN_INT64(enqueue_push(outbox_of_function(fcinfo->flinfo->fn_oid),
-								 values, nulls));
+	PG_RETURN_INT64(enqueue_push(outbox, values, nulls));
 }
 
 /*

@@ -109,7 +109,7 @@ server_renamed(const char *old, const char *new)
 	Oid			schema = schema_of_server(GetForeignServerByName(new, false));
 	int64		push;
 
-	if (!OidIsValid(schema))
+	if (!OidIsValid(schema) || !manage_has_tables(schema))
 		return;
 	if (manage_find_open(schema, old, &push))
 		ereport(ERROR,

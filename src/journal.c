@@ -108,6 +108,14 @@ journal_open(Journal *journal, Oid schema)
 	journal->msg_random_seq = get_relname_relid("push_msg_random_seq", schema);
 }
 
+bool
+journal_fits(const Journal *journal)
+{
+	return journal->new_requests.desc->natts == REQUEST_NATTS &&
+		journal->new_results.desc->natts == RESULT_NATTS &&
+		journal->errors.desc->natts == ERROR_NATTS;
+}
+
 void
 journal_begin(Journal *journal)
 {

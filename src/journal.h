@@ -45,6 +45,9 @@ typedef struct Journal
 /* Find the tables in their schema; what is found stays in the current context. */
 extern void journal_open(Journal *journal, Oid schema);
 
+/* Have the tables as many columns as we fill? */
+extern bool journal_fits(const Journal *journal);
+
 /* Start collecting, in the current context. */
 extern void journal_begin(Journal *journal);
 

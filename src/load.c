@@ -185,6 +185,12 @@ load_rows(Loaded *loaded, int most)
 	Datum		values[OUTBOX_NATTS + 1];
 	bool		nulls[OUTBOX_NATTS + 1];
 
+	if (table->tupdesc->natts != OUTBOX_NATTS + 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("relation \"%s\" does not have the columns that it was made with",
+						"push_outbox"),
+				 errhint("The table belongs to the extension; keep columns of your own in another one.")));
 	loaded->n = (int) SPI_processed;
 	loaded->rows = palloc0(sizeof(ComposeRow) * Max(loaded->n, 1));
 	loaded->pushes = palloc0(sizeof(WaitingPush) * Max(loaded->n, 1));

@@ -51,6 +51,7 @@
 #include "outbox.h"
 #include "owner.h"
 #include "server.h"
+#include "version.h"
 #include "wake.h"
 
 PG_FUNCTION_INFO_V1(timpush_cancel);
@@ -102,6 +103,7 @@ session_begin(Session *session, Oid schema)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s.push_outbox\" does not exist", session->schema_name),
 				 errhint("Drop and create the extension timpush.")));
+	version_check(session->outbox);
 	owner_enter_safely(&session->scope, session->outbox);
 	SPI_connect();
 }
@@ -198,6 +200,17 @@ static Datum
 column(int row, int number)
 {
 	return load_column(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number);
+}
+
+static void
+open_journal(const Session *session, Journal *journal)
+{
+	journal_open(journal, session->schema);
+	if (!journal_fits(journal))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("tables of the extension do not have the columns that they were made with"),
+				 errhint("Create the extension anew.")));
 }
 
 /* ------------------------------------------------------------------------
@@ -402,7 +415,7 @@ timpush_cancel(PG_FUNCTION_ARGS)
 	session_begin(&session, get_func_namespace(fcinfo->flinfo->fn_oid));
 	if (find_push(&session, id, &open) && open)
 	{
-		journal_open(&journal, session.schema);
+		open_journal(&session, &journal);
 		cancelled = cancel_waiting(&session, &journal, id);
 		FAULT_POINT("cancel");
 		cancelled |= cancel_retrying(&session, &journal, id);
@@ -628,7 +641,7 @@ manage_has_tables(Oid schema)
 		if (!OidIsValid(get_relname_relid(names[i], schema)))
 			return false;
 	}
-	return true;
+	return version_matches(get_relname_relid("push_outbox", schema));
 }
 
 static void
@@ -696,7 +709,7 @@ end_pushes(const Session *session, const char *server)
 	for (int i = 0; i < n; i++)
 		pushes[i] = DatumGetInt64(column(i, 1));
 	SPI_freetuptable(SPI_tuptable);
-	journal_open(&journal, session->schema);
+	open_journal(session, &journal);
 	for (int i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();

@@ -13,7 +13,7 @@
 
 #include "postgres.h"
 
-/* Are our tables there, or have they been dropped just now? */
+/* Are our tables there, and such as we know, or have they just been dropped? */
 extern bool manage_has_tables(Oid schema);
 
 /* Is there a push of the server that has no outcome yet? */

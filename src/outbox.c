@@ -32,6 +32,7 @@
 #include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -44,6 +45,7 @@
 #include "aside.h"
 #include "compat.h"
 #include "fault.h"
+#include "insert.h"
 #include "journal.h"
 #include "journal_sql.h"
 #include "load.h"
@@ -52,6 +54,7 @@
 #include "owner.h"
 #include "recent.h"
 #include "timpush.h"
+#include "version.h"
 
 /* A claim begins no further request with so many accounts, to keep it short. */
 #define MAX_ACCOUNTS_PER_CLAIM	4000
@@ -387,7 +390,11 @@ static SPIPlanPtr plans[NSTATEMENTS];
 static Oid	schema_oid = InvalidOid;
 static char *schema_name;
 static Oid	outbox_oid = InvalidOid;
+static TupleDesc outbox_desc;
 static Journal journal;
+
+/* Has something been altered since? */
+static bool tables_changed = false;
 
 /* Our tables with their indexes and sequences: what a transaction locks. */
 static const char *const table_names[] = {
@@ -612,14 +619,58 @@ lock_all(void)
 	return true;
 }
 
-static int
-column_count(Oid relid)
+static TupleDesc
+copy_description(Oid relid)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
-	int			count = RelationGetDescr(rel)->natts;
+	TupleDesc	desc = CreateTupleDescCopy(RelationGetDescr(rel));
 
 	table_close(rel, AccessShareLock);
-	return count;
+	return desc;
+}
+
+static bool
+same_columns(const char *table, TupleDesc before)
+{
+	TupleDesc	desc = copy_description(get_relname_relid(table, schema_oid));
+
+	if (desc->natts != before->natts)
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (TupleDescAttr(desc, i)->atttypid != TupleDescAttr(before, i)->atttypid)
+			return false;
+	}
+	return true;
+}
+
+static void
+relation_changed(Datum arg pg_attribute_unused(), Oid relid)
+{
+	if (!OidIsValid(relid) || list_member_oid(lock_oids, relid))
+		tables_changed = true;
+}
+
+/*
+ * Are the tables still those that we have opened?  Their columns are known to
+ * us by number, so what ALTER leaves in their place would be taken for them.
+ */
+static bool
+same_tables(void)
+{
+	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid ||
+		strcmp(quote_identifier(get_namespace_name(schema_oid)), schema_name) != 0)
+		return false;
+	if (!tables_changed)
+		return true;
+	if (!version_matches(outbox_oid) ||
+		!same_columns("push_outbox", outbox_desc) ||
+		!same_columns("push_request", journal.new_requests.desc) ||
+		!same_columns("push_result", journal.new_results.desc) ||
+		!same_columns("push_error", journal.errors.desc))
+		return false;
+	tables_changed = false;
+	return true;
 }
 
 bool
@@ -636,7 +687,7 @@ outbox_open(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("timpush: library is version %s, but the extension in database \"%s\" is version %s",
 						TIMPUSH_VERSION, get_database_name(MyDatabaseId), version),
-				 errhint("Run ALTER EXTENSION timpush UPDATE.")));
+				 errhint(VERSION_HINT)));
 		return false;
 	}
 	schema_name = MemoryContextStrdup(TopMemoryContext,
@@ -649,18 +700,17 @@ outbox_open(void)
 	}
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	journal_open(&journal, schema_oid);
+	outbox_desc = copy_description(outbox_oid);
 	MemoryContextSwitchTo(old);
 	collect_lock_oids();
-	if (journal.new_requests.desc->natts != REQUEST_NATTS ||
-		journal.new_results.desc->natts != RESULT_NATTS ||
-		journal.errors.desc->natts != ERROR_NATTS ||
-		column_count(outbox_oid) != OUTBOX_NATTS)
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	if (!journal_fits(&journal) || !has_outbox_columns(outbox_desc))
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("timpush: tables of the extension in database \"%s\" have been altered, so nothing is sent",
 						get_database_name(MyDatabaseId)),
-				 errhint("Drop the columns that were added to push_outbox, push_request, push_result or push_error, or create the extension anew.")));
+				 errhint("Drop the columns that were added to push_outbox, and call timpush_resume() for a server. If others were altered, create the extension anew.")));
 		return false;
 	}
 	return true;
@@ -679,8 +729,7 @@ outbox_begin(void)
 		return OUTBOX_LOCKED;
 	}
 	/* now that nobody can drop them: are they still there? */
-	if (get_relname_relid("push_outbox", schema_oid) != outbox_oid ||
-		strcmp(quote_identifier(get_namespace_name(schema_oid)), schema_name) != 0)
+	if (!same_tables())
 	{
 		CommitTransactionCommand();
 		return OUTBOX_GONE;

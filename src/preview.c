@@ -28,6 +28,7 @@
 #include "owner.h"
 #include "request.h"
 #include "server.h"
+#include "version.h"
 
 PG_FUNCTION_INFO_V1(timpush_preview);
 
@@ -159,15 +160,17 @@ timpush_preview(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
 	Oid			funcid = fcinfo->flinfo->fn_oid;
+	Oid			outbox = get_relname_relid("push_outbox", get_func_namespace(funcid));
 	OwnerScope	scope;
 	StringInfoData list;
 
+	version_check(outbox);
 	check_visible(funcid, id);
 	initStringInfo(&list);
 	appendStringInfoChar(&list, '[');
 
 	/* push_request is not for everybody, but the caller's own push is */
-	owner_enter(&scope, get_relname_relid("push_outbox", get_func_namespace(funcid)), 0);
+	owner_enter(&scope, outbox, 0);
 	SPI_connect();
 	run_query("SELECT q.content, q.msg_random, q.accounts, r.first, r.accounts "
 			  "FROM @.push_result r JOIN @.push_request q ON q.id OPERATOR(pg_catalog.=) r.request_id "

@@ -26,6 +26,7 @@
 #include "server.h"
 #include "shared.h"
 #include "usersig.h"
+#include "version.h"
 
 PG_FUNCTION_INFO_V1(timpush_wait);
 PG_FUNCTION_INFO_V1(timpush_usersig);
@@ -136,6 +137,7 @@ timpush_wait(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	version_check(get_relname_relid("push_outbox", get_func_namespace(funcid)));
 	query = psprintf("SELECT * FROM %s WHERE push_id OPERATOR(pg_catalog.=) $1",
 					 qualified(funcid, "push_status"));
 	refuse_own_push(funcid, id);

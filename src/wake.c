@@ -146,12 +146,13 @@ wake_for_push(TimestampTz send_at, TimestampTz expires_at)
 	warned = true;
 }
 
-/* Statements that change a server or its credentials. */
+/* Statements that change a server, its credentials or the extension. */
 static bool
 changes_server(Node *parsetree)
 {
 	switch (nodeTag(parsetree))
 	{
+		case T_AlterExtensionStmt:
 		case T_CreateForeignServerStmt:
 		case T_AlterForeignServerStmt:
 		case T_CreateUserMappingStmt:
