@@ -681,14 +681,16 @@ note_unlocked(void)
  * ------------------------------------------------------------------------
  */
 
-/* Tell of a failure, as the server would. */
+/*
+ * Tell of a failure, as the server would, but for its detail: that may show
+ * the row, with what is pushed to whom.
+ */
 static void
 warn_of(const ErrorData *error, const char *what)
 {
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
 			 errmsg("timpush: %s: %s", what, error->message),
-			 error->detail != NULL ? errdetail_internal("%s", error->detail) : 0,
 			 error->hint != NULL ? errhint("%s", error->hint) : 0,
 			 error->context != NULL ? errcontext("%s", error->context) : 0));
 }

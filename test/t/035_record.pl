@@ -244,6 +244,7 @@ $node->safe_psql('postgres',
 	'ALTER TABLE push_result DROP CONSTRAINT no_sent');
 settle($node);
 is(logged(qr/outcomes can be recorded again/), 1, 'and once that it is over');
+is(logged(qr/Failing row/), 0, 'but shows no row, which tells who gets what');
 is_seen_once('each was sent once', 'all-waits',
 	map { "slow-300-$_" } 1 .. 12);
 
