@@ -24,6 +24,7 @@ OBJS = \
 	src/limiter.o \
 	src/load.o \
 	src/manage.o \
+	src/monitor.o \
 	src/msgrandom.o \
 	src/outbox.o \
 	src/owner.o \
@@ -38,6 +39,7 @@ OBJS = \
 	src/sender.o \
 	src/server.o \
 	src/shared.o \
+	src/stats.o \
 	src/status.o \
 	src/timpush.o \
 	src/usersig.o \

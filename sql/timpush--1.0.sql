@@ -655,3 +655,131 @@ LANGUAGE C VOLATILE;
 REVOKE ALL ON FUNCTION timpush_usersig(text, interval, name) FROM PUBLIC;
 COMMENT ON FUNCTION timpush_usersig(text, interval, name) IS
   'UserSig with which a client logs in';
+
+--
+-- Monitoring: of the whole cluster, out of shared memory, but for the queue.
+-- For pg_monitor, and without content.
+--
+
+CREATE FUNCTION timpush_stat_servers(
+  OUT datid oid, OUT server name, OUT enqueued bigint, OUT claimed bigint, OUT requests bigint, OUT accepted bigint,
+  OUT failed bigint, OUT expired bigint, OUT cancelled bigint, OUT unknown bigint, OUT maybe_duplicate bigint,
+  OUT retries bigint, OUT throttles bigint, OUT suspensions bigint, OUT bytes bigint, OUT connections bigint,
+  OUT rate double precision, OUT tokens double precision, OUT in_flight integer, OUT breaker text, OUT state text,
+  OUT reason text, OUT since timestamptz, OUT last_error text, OUT last_error_code integer, OUT last_error_at timestamptz,
+  OUT stats_reset timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 10;
+REVOKE ALL ON FUNCTION timpush_stat_servers() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION timpush_stat_servers() TO pg_monitor;
+COMMENT ON FUNCTION timpush_stat_servers() IS 'what pg_stat_timpush shows';
+
+CREATE VIEW pg_stat_timpush AS
+SELECT s.datid, d.datname, s.server, s.enqueued, s.claimed, s.requests, s.accepted, s.failed, s.expired, s.cancelled,
+       s.unknown, s.maybe_duplicate, s.retries, s.throttles, s.suspensions, s.bytes, s.connections, s.rate, s.tokens,
+       s.in_flight, s.breaker, s.state, s.reason, s.since, s.last_error, s.last_error_code, s.last_error_at, s.stats_reset
+FROM timpush_stat_servers() s JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+REVOKE ALL ON pg_stat_timpush FROM PUBLIC;
+GRANT SELECT ON pg_stat_timpush TO pg_monitor;
+COMMENT ON VIEW pg_stat_timpush IS 'counters and state of each server of the cluster, since the last reset or start of the cluster';
+COMMENT ON COLUMN pg_stat_timpush.enqueued IS 'accounts of pushes that were committed, but by COMMIT PREPARED';
+COMMENT ON COLUMN pg_stat_timpush.claimed IS 'accounts that were handed to new calls';
+COMMENT ON COLUMN pg_stat_timpush.requests IS 'attempts at a call';
+COMMENT ON COLUMN pg_stat_timpush.accepted IS 'accounts that the API accepted';
+COMMENT ON COLUMN pg_stat_timpush.failed IS 'accounts that failed for good';
+COMMENT ON COLUMN pg_stat_timpush.expired IS 'accounts that expired';
+COMMENT ON COLUMN pg_stat_timpush.cancelled IS 'accounts that were cancelled';
+COMMENT ON COLUMN pg_stat_timpush.unknown IS 'accounts of which it is not known whether the API has them';
+COMMENT ON COLUMN pg_stat_timpush.maybe_duplicate IS 'accounts with an outcome that the API may have got more than once';
+COMMENT ON COLUMN pg_stat_timpush.retries IS 'attempts other than the first of a call';
+COMMENT ON COLUMN pg_stat_timpush.throttles IS 'answers that asked to slow down';
+COMMENT ON COLUMN pg_stat_timpush.suspensions IS 'how often the server was suspended';
+COMMENT ON COLUMN pg_stat_timpush.bytes IS 'bytes of the bodies of all attempts';
+COMMENT ON COLUMN pg_stat_timpush.connections IS 'connections that were opened';
+COMMENT ON COLUMN pg_stat_timpush.rate IS 'calls a second that its app may make now; null: no limit';
+COMMENT ON COLUMN pg_stat_timpush.tokens IS 'share of the next call that the limit has earned: 1, it may leave; null: no limit';
+COMMENT ON COLUMN pg_stat_timpush.in_flight IS 'calls on their way';
+COMMENT ON COLUMN pg_stat_timpush.breaker IS 'closed; open: it has failed and nothing leaves; half-open: one call at a time';
+COMMENT ON COLUMN pg_stat_timpush.state IS 'active, paused, suspended or held, as its worker has last seen it';
+COMMENT ON COLUMN pg_stat_timpush.reason IS 'why it is not sending, or what it last ran into';
+COMMENT ON COLUMN pg_stat_timpush.since IS 'when state or reason last changed';
+COMMENT ON COLUMN pg_stat_timpush.last_error IS 'text of the last error, accounts blanked out';
+
+CREATE FUNCTION timpush_stat_latencies(
+  OUT datid oid, OUT server name, OUT latency text, OUT up_to interval, OUT count bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 100;
+REVOKE ALL ON FUNCTION timpush_stat_latencies() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION timpush_stat_latencies() TO pg_monitor;
+COMMENT ON FUNCTION timpush_stat_latencies() IS 'what pg_stat_timpush_latency shows';
+
+CREATE VIEW pg_stat_timpush_latency AS
+SELECT s.datid, d.datname, s.server, s.latency, s.up_to, s.count,
+       pg_catalog.repeat('#', pg_catalog.ceil(40.0 * s.count::numeric / nullif(pg_catalog.max(s.count)
+         OVER (PARTITION BY s.datid, s.server, s.latency), 0)::numeric)::integer) AS bar
+FROM timpush_stat_latencies() s JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+REVOKE ALL ON pg_stat_timpush_latency FROM PUBLIC;
+GRANT SELECT ON pg_stat_timpush_latency TO pg_monitor;
+COMMENT ON VIEW pg_stat_timpush_latency IS 'distribution of times: commit to first byte, request, commit to accepted';
+COMMENT ON COLUMN pg_stat_timpush_latency.latency IS '"commit to first byte" and "commit to accepted" of each push in a call, "request" of each answer';
+COMMENT ON COLUMN pg_stat_timpush_latency.up_to IS 'upper bound; null: none';
+COMMENT ON COLUMN pg_stat_timpush_latency.count IS 'how many took longer than the bound before, and no longer than this one';
+COMMENT ON COLUMN pg_stat_timpush_latency.bar IS 'the count, drawn';
+
+CREATE FUNCTION timpush_stat_errors(
+  OUT datid oid, OUT server name, OUT error_code integer, OUT class text, OUT last_hour bigint, OUT last_day bigint,
+  OUT last_text text, OUT last_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED ROWS 10;
+REVOKE ALL ON FUNCTION timpush_stat_errors() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION timpush_stat_errors() TO pg_monitor;
+COMMENT ON FUNCTION timpush_stat_errors() IS 'what pg_stat_timpush_errors shows';
+
+CREATE VIEW pg_stat_timpush_errors AS
+SELECT s.datid, d.datname, s.server, s.error_code, s.class, s.last_hour, s.last_day, s.last_text, s.last_at
+FROM timpush_stat_errors() s JOIN pg_catalog.pg_database d ON d.oid = s.datid;
+REVOKE ALL ON pg_stat_timpush_errors FROM PUBLIC;
+GRANT SELECT ON pg_stat_timpush_errors TO pg_monitor;
+COMMENT ON VIEW pg_stat_timpush_errors IS 'errors of calls and of accounts in answers: how often in the last hour and day';
+COMMENT ON COLUMN pg_stat_timpush_errors.error_code IS 'ErrorCode; null: the API gave none';
+COMMENT ON COLUMN pg_stat_timpush_errors.last_hour IS 'in this minute and the 59 before';
+COMMENT ON COLUMN pg_stat_timpush_errors.last_day IS 'in this hour and the 23 before';
+COMMENT ON COLUMN pg_stat_timpush_errors.last_text IS 'its last text, accounts blanked out';
+
+-- each count goes by a range of an index, whatever the session has set
+CREATE FUNCTION timpush_stat_queue(
+  OUT server name, OUT ready bigint, OUT scheduled bigint, OUT retrying bigint, OUT held bigint,
+  OUT oldest_ready_age interval, OUT drain_time interval)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT SECURITY DEFINER ROWS 10
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_nestloop = on SET enable_indexscan = on SET jit = off;
+REVOKE ALL ON FUNCTION timpush_stat_queue() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION timpush_stat_queue() TO pg_monitor;
+COMMENT ON FUNCTION timpush_stat_queue() IS 'what pg_stat_timpush_queue shows';
+
+CREATE VIEW pg_stat_timpush_queue AS
+SELECT q.server, q.ready, q.scheduled, q.retrying, q.held, q.oldest_ready_age, q.drain_time
+FROM timpush_stat_queue() q;
+REVOKE ALL ON pg_stat_timpush_queue FROM PUBLIC;
+GRANT SELECT ON pg_stat_timpush_queue TO pg_monitor;
+COMMENT ON VIEW pg_stat_timpush_queue IS 'what waits for each server of the database, at the same cost however much that is';
+COMMENT ON COLUMN pg_stat_timpush_queue.ready IS 'pushes that are due; exact up to 10,000 of a priority, the planner''s estimate beyond that';
+COMMENT ON COLUMN pg_stat_timpush_queue.scheduled IS 'pushes that are to be sent later; counted likewise';
+COMMENT ON COLUMN pg_stat_timpush_queue.retrying IS 'calls that are to be made again; 10001 stands for more';
+COMMENT ON COLUMN pg_stat_timpush_queue.held IS 'pushes that are due, but the server is paused, suspended or held; counted likewise';
+COMMENT ON COLUMN pg_stat_timpush_queue.oldest_ready_age IS 'since when the oldest of the pushes that are due has been so; null: there is none';
+COMMENT ON COLUMN pg_stat_timpush_queue.drain_time IS 'how long it takes to send what is due at the pace of the last two minutes; null: nothing was sent';
+
+CREATE FUNCTION timpush_stat_reset(server name DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE;
+REVOKE ALL ON FUNCTION timpush_stat_reset(name) FROM PUBLIC;
+COMMENT ON FUNCTION timpush_stat_reset(name) IS
+  'sets to zero what was counted of a server of the database, or of all of them';

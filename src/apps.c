@@ -291,6 +291,30 @@ app_ask(const AppUser *user, TimestampTz now, Allowance *allowance)
 	LWLockRelease(lock);
 }
 
+bool
+app_look(Oid dbid, Oid serverid, TimestampTz now, Allowance *allowance)
+{
+	int			n;
+	bool		joined;
+
+	if (state == NULL)
+		return false;
+	LWLockAcquire(lock, LW_SHARED);
+	n = find_server(dbid, serverid);
+	joined = n >= 0 && state->servers[n].dbid == dbid;
+	for (int i = 0; joined && i < MAX_APP_SERVERS; i++)
+	{
+		const App  *app = &state->apps[i];
+
+		if (app->sdkappid != state->servers[n].sdkappid)
+			continue;
+		limiter_ask(&app->limiter, app->lowest, now, allowance);
+		break;
+	}
+	LWLockRelease(lock);
+	return joined;
+}
+
 int64
 app_take(AppUser *user, int accounts, TimestampTz now)
 {

@@ -61,6 +61,9 @@ extern void apps_forget_database(Oid dbid);
 /* What may leave for the app now. */
 extern void app_ask(const AppUser *user, TimestampTz now, Allowance *allowance);
 
+/* Likewise for a server of any database; false if it has not joined. */
+extern bool app_look(Oid dbid, Oid serverid, TimestampTz now, Allowance *allowance);
+
 /*
  * A call with so many accounts wants to leave now.  Returns 0 if it may, and
  * counts it; else as app_ask() the time to wait: somebody was faster.

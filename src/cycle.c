@@ -41,6 +41,7 @@
 #include "sender.h"
 #include "server.h"
 #include "shared.h"
+#include "stats.h"
 
 /* While somebody has locked our tables, we say so after this. */
 #define LOCKED_OUT_REPORT_US	5000000
@@ -263,6 +264,7 @@ refresh_senders(void)
 	}
 	/* those that are new have joined already, so that their apps are kept */
 	apps_keep_servers(oids);
+	stats_keep_servers(oids);
 	MemoryContextSwitchTo(cycle_context);
 	servers_known = true;
 	states_due = 0;

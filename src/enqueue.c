@@ -44,6 +44,7 @@
 #include "owner.h"
 #include "push.h"
 #include "server.h"
+#include "stats.h"
 #include "timpush.h"
 #include "version.h"
 #include "wake.h"
@@ -390,9 +391,13 @@ prepare_for_trigger(Relation outbox, Datum *values, bool *nulls, bool is_insert)
 					   values, nulls, is_insert, ours) == 0;
 }
 
+/* Wake the worker at commit, and count then what is new. */
 static void
-wake_for_row(const Datum *values, const bool *nulls)
+wake_for_row(const Datum *values, const bool *nulls, bool is_insert)
 {
+	if (is_insert)
+		stats_add(DatumGetName(values[OUTBOX_SERVER - 1]), STATS_ENQUEUED,
+				  DatumGetInt32(values[OUTBOX_ACCOUNTS - 1]));
 	wake_for_push(DatumGetTimestampTz(values[OUTBOX_SEND_AT - 1]),
 				  nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
 				  DatumGetTimestampTz(values[OUTBOX_EXPIRES_AT - 1]));
@@ -442,7 +447,7 @@ timpush_outbox_check(PG_FUNCTION_ARGS)
 	if (!prepare_for_trigger(trigdata->tg_relation, values, nulls, is_insert))
 		return PointerGetDatum(NULL);
 	tuple = heap_form_tuple(desc, values, nulls);
-	wake_for_row(values, nulls);
+	wake_for_row(values, nulls, is_insert);
 	return PointerGetDatum(tuple);
 }
 
@@ -548,7 +553,7 @@ enqueue_row(Oid outbox, Datum *values, bool *nulls)
 	if (!insert_plainly(outbox, values, nulls, &id))
 		return insert_by_query(outbox, values, nulls);
 	FAULT_POINT("enqueued");
-	wake_for_row(values, nulls);
+	wake_for_row(values, nulls, true);
 	return id;
 }
 

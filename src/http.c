@@ -1048,6 +1048,15 @@ http_finished(void **tag, Transfer *transfer)
 	return call;
 }
 
+int
+http_connections(const HttpCall *call)
+{
+	long		opened = 0;
+
+	curl_easy_getinfo(call->easy, CURLINFO_NUM_CONNECTS, &opened);
+	return (int) opened;
+}
+
 void
 http_release(HttpCall *call)
 {

@@ -57,6 +57,9 @@ extern void http_wait(long timeout, uint32 wait_event);
 extern HttpCall *http_finished(void **tag, Transfer *transfer);
 extern void http_release(HttpCall *call);
 
+/* How many connections were opened for a finished call. */
+extern int	http_connections(const HttpCall *call);
+
 /* How many calls are in flight in all pools. */
 extern int	http_in_flight(void);
 

@@ -26,6 +26,7 @@
 
 #include "journal.h"
 #include "msgrandom.h"
+#include "stats.h"
 
 /* Columns of one row under construction. */
 typedef struct Columns
@@ -190,6 +191,27 @@ add_request(Journal *journal, const Request *request, const char *state,
 	rowset_add(&journal->new_requests, c.values, c.nulls);
 }
 
+/* Count what has become of the accounts of a member. */
+static void
+count_member(const Request *request, const Member *member)
+{
+	const char *state = member->state;
+	const NameData *server = &request->server;
+
+	if (request->maybe_duplicate)
+		stats_add(server, STATS_MAYBE_DUPLICATE, member->accounts - member->retried);
+	if (strcmp(state, STATE_SENT) == 0 || strcmp(state, STATE_PARTIAL) == 0)
+	{
+		stats_add(server, STATS_ACCEPTED, member->accounts - member->failed - member->retried);
+		stats_add(server, STATS_FAILED, member->failed);
+		return;
+	}
+	stats_add(server, strcmp(state, STATE_FAILED) == 0 ? STATS_FAILED :
+			  strcmp(state, STATE_EXPIRED) == 0 ? STATS_EXPIRED :
+			  strcmp(state, STATE_CANCELLED) == 0 ? STATS_CANCELLED : STATS_UNKNOWN,
+			  member->accounts);
+}
+
 /* A push's own columns go with each of its parts. */
 static void
 add_result(Journal *journal, const Request *request, const Member *member,
@@ -255,6 +277,8 @@ fill_request(Request *request, const ComposedRequest *composed,
 		member->accounts = part->count;
 		member->expires_at = push->nulls[OUTBOX_EXPIRES_AT - 1] ? DT_NOEND :
 			DatumGetTimestampTz(push->values[OUTBOX_EXPIRES_AT - 1]);
+		member->enqueued_at = Max(DatumGetTimestampTz(push->values[OUTBOX_CREATED_AT - 1]),
+								  DatumGetTimestampTz(push->values[OUTBOX_SEND_AT - 1]));
 		for (int j = 0; j < part->count; j++)
 		{
 			Span		account = rows[part->row].accounts[part->first + j];
@@ -302,11 +326,17 @@ journal_compose(Journal *journal, const ComposedRequest *composed,
 	if (request->fresh)
 		request->msg_random = draw_msg_random(journal, random_key);
 
+	if (request->fresh)
+		stats_add(&request->server, STATS_CLAIMED, request->naccounts);
+
 	add_request(journal, request, state, 0, now, 0);
 	for (int i = 0; i < request->nmembers; i++)
 	{
 		add_result(journal, request, &request->members[i],
 				   &pushes[composed->parts[i].row], state, now);
+		request->members[i].state = state;
+		if (!request->fresh)
+			count_member(request, &request->members[i]);
 	}
 	return request;
 }
@@ -394,6 +424,8 @@ change_members(Journal *journal, Request *request, const char *state,
 
 		member->state = state;
 		member->failed = strcmp(state, STATE_FAILED) == 0 ? member->accounts : 0;
+		if (finished_at != 0)
+			count_member(request, member);
 		add_member_row(&journal->changed_results, request->id, member,
 					   request->maybe_duplicate, finished_at);
 	}
@@ -520,6 +552,8 @@ add_child(Journal *journal, const Request *parent, Request *child, bool moves,
 		Member	   *member = &child->members[i];
 
 		member->state = state;
+		if (final)
+			count_member(child, member);
 		add_member_row(moves && !member->continued ?
 					   &journal->moved_results : &journal->copied_results,
 					   child->id, member, child->maybe_duplicate,
@@ -726,6 +760,7 @@ finish_partial(Journal *journal, Request *request)
 		nagain += member->retried;
 		member->state = member->failed == member->accounts ? STATE_FAILED :
 			member->failed > 0 ? STATE_PARTIAL : STATE_SENT;
+		count_member(request, member);
 		add_member_row(&journal->changed_results, request->id, member,
 					   request->maybe_duplicate, request->ended_at);
 	}
@@ -751,6 +786,9 @@ finish_sent(Journal *journal, Request *request)
 {
 	journal->sent = lappend(journal->sent, request);
 	journal->sent_members += request->nmembers;
+	stats_add(&request->server, STATS_ACCEPTED, request->naccounts);
+	if (request->maybe_duplicate)
+		stats_add(&request->server, STATS_MAYBE_DUPLICATE, request->naccounts);
 }
 
 /* No attempt is planned that would come after the last expiry. */

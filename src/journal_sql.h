@@ -19,7 +19,7 @@
 
 /* $1: what load_member() wants, of the requests with these ids */
 #define SQL_LOAD_MEMBERS \
-	"SELECT r.request_id, r.push_id, r.first, r.accounts, r.expires_at " \
+	"SELECT r.request_id, r.push_id, r.first, r.accounts, r.expires_at, r.enqueued_at " \
 	"FROM @.push_request q CROSS JOIN unnest(q.push_ids) p" \
 	" JOIN @.push_result r ON r.push_id = p AND r.request_id = q.id " \
 	"WHERE q.id = ANY ($1) ORDER BY r.request_id, r.first"

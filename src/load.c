@@ -278,6 +278,7 @@ load_member(Request *request, HeapTuple tuple, TupleDesc desc)
 	member->first = DatumGetInt32(load_column(tuple, desc, 3));
 	member->accounts = DatumGetInt32(load_column(tuple, desc, 4));
 	member->expires_at = DatumGetTimestampTz(load_column(tuple, desc, 5));
+	member->enqueued_at = DatumGetTimestampTz(load_column(tuple, desc, 6));
 	if (member->expires_at == 0)
 		member->expires_at = DT_NOEND;
 }

@@ -39,6 +39,7 @@ typedef struct Member
 	int			first;			/* from 1, into the request's accounts */
 	int			accounts;
 	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz enqueued_at;	/* or to be sent at, if that was later */
 	bool		continued;		/* what comes before, another request carries */
 	const char *state;			/* to be recorded */
 	int			failed;

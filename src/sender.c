@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -64,6 +65,7 @@ join_app(Sender *sender)
 	Rates		set = {options->requests_per_second, options->accounts_per_second};
 
 	app_join(&sender->app, options->oid, options->sdkappid, set, options->version);
+	sender->stats = stats_server(options->oid, options->name);
 }
 
 Sender *
@@ -358,15 +360,53 @@ sender_note_problem(Sender *sender)
 	return sender->noted != 0;
 }
 
+/*
+ * As much of a text as is kept, without half a character.  It is not converted,
+ * which may fail, so that only ASCII is left of it in some databases.
+ */
+static void
+copy_text(char *to, const char *from)
+{
+	int			len = from != NULL ? pg_mbcliplen(from, (int) strlen(from), STATS_TEXT - 1) : 0;
+
+	memcpy(to, from, len);
+	to[len] = '\0';
+	for (int i = 0; GetDatabaseEncoding() != PG_UTF8 && i < len; i++)
+	{
+		if (IS_HIGHBIT_SET(to[i]))
+			to[i] = '?';
+	}
+}
+
+/* Let those who look on know how the server is. */
+static void
+show_state(Sender *sender)
+{
+	const ServerState *state = &sender->state;
+	const char *reason = state->paused ? state->reason : sender->problem;
+	StatsState	shown;
+
+	memset(&shown, 0, sizeof(shown));
+	strlcpy(shown.state, state->held ? "held" : state->paused ? "paused" :
+			sender->suspended ? "suspended" : "active", sizeof(shown.state));
+	copy_text(shown.reason, reason);
+	shown.since = state->since;
+	shown.breaker_open = breaker_is_open(&sender->breaker);
+	shown.open_until = sender->breaker.open_until;
+	stats_state(sender->stats, &shown);
+}
+
 void
 sender_problem_noted(Sender *sender)
 {
-	if (!sender_has_news(sender) || sender->noted == 0)
-		return;
-	sender->state.since = sender->noted;
-	app_state_of(&sender->app, sender->noted, true);
-	sender->problem_changed = sender->rest_changed = false;
-	sender->noted = 0;
+	if (sender_has_news(sender) && sender->noted != 0)
+	{
+		sender->state.since = sender->noted;
+		app_state_of(&sender->app, sender->noted, true);
+		sender->problem_changed = sender->rest_changed = false;
+		sender->noted = 0;
+	}
+	show_state(sender);
 }
 
 static int64
@@ -797,6 +837,20 @@ note_departure(Sender *sender, const Request *request, TimestampTz now)
 					now);
 }
 
+static void
+count_departure(Sender *sender, const Request *request, int bytes, bool first)
+{
+	StatsServer *stats = sender->stats;
+
+	stats_count(stats, STATS_REQUESTS, 1);
+	stats_count(stats, STATS_BYTES, bytes);
+	stats_in_flight(stats, sender->in_flight);
+	if (!first)
+		stats_count(stats, STATS_RETRIES, 1);
+	for (int i = 0; first && i < request->nmembers; i++)
+		stats_latency(stats, STATS_FIRST_BYTE, request->sent_at - request->members[i].enqueued_at);
+}
+
 static bool
 post_request(Sender *sender, Request *request, TimestampTz now)
 {
@@ -804,6 +858,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	char	   *problem;
 	char	   *url;
 	bool		posted;
+	bool		first = request->first_sent_at == 0;
 
 	if (!ensure_usersig(sender, now))
 	{
@@ -820,7 +875,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	request->usersig_serial = sender->usersig_serial;
 	request->usersig = MemoryContextStrdup(request->context, sender->usersig);
 	request->sent_at = now;
-	if (request->first_sent_at == 0)
+	if (first)
 		request->first_sent_at = now;
 	posted = ensure_pool(sender) &&
 		http_post(sender->pool, url, body.data, body.len, request);
@@ -834,6 +889,7 @@ post_request(Sender *sender, Request *request, TimestampTz now)
 	}
 	sender->in_flight++;
 	note_departure(sender, request, now);
+	count_departure(sender, request, body.len, first);
 	return false;
 }
 
@@ -962,6 +1018,61 @@ note_too_many(Sender *sender, Request *request)
 	step->size = Min(step->size, sender->most_accounts);
 }
 
+/* The words may name the accounts, which are not for who looks on. */
+static void
+count_error(Sender *sender, const Request *request, bool has_code, int code,
+			const char *info, OutcomeClass class)
+{
+	StatsError	error;
+	char	   *text = pstrdup(info);
+
+	memset(&error, 0, sizeof(error));
+	error.has_code = has_code;
+	error.code = code;
+	error.at = request->ended_at;
+	for (int i = 0; i < request->naccounts; i++)
+	{
+		const char *account = request->accounts[i];
+
+		for (char *found = text; (found = strstr(found, account)) != NULL;
+			 found += strlen(account))
+			memset(found, '*', strlen(account));
+	}
+	copy_text(error.text, text);
+	pfree(text);
+	stats_error(sender->stats, &error, class);
+}
+
+static void
+count_errors(Sender *sender, const Request *request)
+{
+	const Outcome *outcome = &request->outcome;
+
+	if (outcome->class != OUTCOME_SENT && outcome->class != OUTCOME_PARTIAL)
+		count_error(sender, request, outcome->has_code, outcome->error_code,
+					outcome->error_info, outcome->class);
+	for (int i = 0; i < outcome->nerrors; i++)
+		count_error(sender, request, true, outcome->errors[i].code, outcome->errors[i].info,
+					response_account_class(outcome->errors[i].code));
+}
+
+static void
+count_outcome(Sender *sender, const Request *request)
+{
+	const Outcome *outcome = &request->outcome;
+	StatsServer *stats = sender->stats;
+
+	stats_in_flight(stats, sender->in_flight);
+	if (outcome->class != OUTCOME_NOT_SENT)
+		stats_latency(stats, STATS_REQUEST, request->ended_at - request->sent_at);
+	if (request->step.server == SERVER_THROTTLES)
+		stats_count(stats, STATS_THROTTLES, 1);
+	for (int i = 0; outcome->task_id != NULL && i < request->nmembers; i++)
+		stats_latency(stats, STATS_ACCEPTANCE, request->ended_at - request->members[i].enqueued_at);
+	if (outcome->class != OUTCOME_SENT)
+		count_errors(sender, request);
+}
+
 void
 sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 {
@@ -980,6 +1091,7 @@ sender_judge(Sender *sender, Request *request, const Transfer *transfer)
 	plan_step(sender, request);
 	MemoryContextSwitchTo(old);
 	note_outcome(sender, request);
+	count_outcome(sender, request);
 	if (request->step.kind == STEP_SHRINK)
 		note_too_many(sender, request);
 	/* it is the app that pauses: when that ends, the request may go */

@@ -17,6 +17,7 @@
 #include "outbox.h"
 #include "request.h"
 #include "server.h"
+#include "stats.h"
 #include "usersig.h"
 
 typedef struct Sender
@@ -25,6 +26,7 @@ typedef struct Sender
 	ServerOptions *options;
 	AppUser		app;			/* whose limits it shares */
 	HttpPool   *pool;
+	StatsServer *stats;			/* NULL: there was no room */
 	ServerState state;			/* as push_server has it */
 
 	char		usersig[USERSIG_MAX_LEN];	/* empty: to be made */

@@ -31,6 +31,7 @@
 #include "apps.h"
 #include "compat.h"
 #include "shared.h"
+#include "stats.h"
 
 #define MAX_DATABASES	1024
 
@@ -90,8 +91,9 @@ request_shared(void)
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 #endif
-	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)) + apps_shmem_size());
-	RequestNamedLWLockTranche("timpush", 2);
+	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)) + apps_shmem_size() +
+						   stats_shmem_size());
+	RequestNamedLWLockTranche("timpush", 3);
 }
 
 static void
@@ -99,6 +101,7 @@ startup_shared(void)
 {
 	bool		found;
 	void	   *apps;
+	void	   *stats;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -119,6 +122,8 @@ startup_shared(void)
 	}
 	apps = ShmemInitStruct("timpush apps", apps_shmem_size(), &found);
 	apps_shmem_init(apps, &(GetNamedLWLockTranche("timpush"))[1].lock, found);
+	stats = ShmemInitStruct("timpush stats", stats_shmem_size(), &found);
+	stats_shmem_init(stats, &(GetNamedLWLockTranche("timpush"))[2].lock, found);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -380,6 +385,7 @@ shared_forget_database(Oid dbid)
 		slot->dbid = InvalidOid;
 	LWLockRelease(shared->lock);
 	apps_forget_database(dbid);
+	stats_forget_database(dbid);
 }
 
 void

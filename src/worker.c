@@ -40,6 +40,7 @@
 #include "outbox.h"
 #include "sender.h"
 #include "shared.h"
+#include "stats.h"
 #include "timpush.h"
 
 /* Before the worker ends, answers are waited for this long ... */
@@ -75,6 +76,7 @@ take_answers(void)
 
 		sender->in_flight--;
 		FAULT_POINT("answered");
+		stats_count(sender->stats, STATS_CONNECTIONS, http_connections(call));
 		sender_judge(sender, request, &transfer);
 		FAULT_POINT("judged");
 		http_release(call);
@@ -508,11 +510,13 @@ timpush_worker_main(Datum arg)
 	cycle_init(worker_context, cycle_context);
 	timpush_is_worker = true;
 	override_settings();
+	stats_worker_begin();
 	FAULT_POINT("start");
 	(void) shared_worker_woken(&ignored);
 	if (!open_database())
 	{
 		apps_forget_database(MyDatabaseId);
+		stats_forget_database(MyDatabaseId);
 		shared_worker_leaves(DT_NOEND);
 		proc_exit(0);
 	}
