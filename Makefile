@@ -35,6 +35,7 @@ OBJS = \
 	src/redact.o \
 	src/request.o \
 	src/response.o \
+	src/retention.o \
 	src/rowset.o \
 	src/sender.o \
 	src/server.o \

@@ -38,10 +38,12 @@
 #include "fault.h"
 #include "http.h"
 #include "outbox.h"
+#include "retention.h"
 #include "sender.h"
 #include "server.h"
 #include "shared.h"
 #include "stats.h"
+#include "timpush.h"
 
 /* While somebody has locked our tables, we say so after this. */
 #define LOCKED_OUT_REPORT_US	5000000
@@ -63,6 +65,13 @@
 
 /* A failure that no step repeats is reported at most this often, if it is the same. */
 #define REPORT_PAUSE_US		60000000
+
+/*
+ * Old rows are removed when nothing else comes for so long, and nevertheless
+ * when that has not been for so long.
+ */
+#define QUIET_US			10000
+#define PATIENCE_US			100000
 
 volatile sig_atomic_t cycle_end_requested = false;
 
@@ -104,6 +113,8 @@ static bool claiming_fails = false;
 static int	explained;			/* SQLSTATE of what a cycle has failed for */
 static int	failure_code;		/* SQLSTATE of what was told of last */
 static TimestampTz failure_reported = 0;
+static Retention retention;
+static bool removal_fails = false;
 static TimestampTz locked_since = 0;
 static bool lock_reported = false;
 
@@ -564,6 +575,7 @@ after_commit(void)
 	forget_recorded();
 	foreach(cell, senders)
 		sender_problem_noted(lfirst(cell));
+	retention_note_finished(&retention, turn.now);
 	if (recorded)
 		shared_worker_recorded();
 	if (recorded && recording_fails)
@@ -1165,6 +1177,74 @@ cycle_rests(TimestampTz now)
 	return rest_until > now;
 }
 
+/* ------------------------------------------------------------------------
+ * What is older than timpush.retention
+ * ------------------------------------------------------------------------
+ */
+
+bool
+cycle_removal_wanted(TimestampTz now, TimestampTz *when)
+{
+	TimestampTz due;
+
+	retention_follow(&retention, timpush_retention, now);
+	due = Max(retention_due(&retention), rest_until);
+	if (due <= now && (*when >= now + QUIET_US || due + PATIENCE_US <= now))
+		return true;
+	*when = Min(*when, due > now ? due : due + PATIENCE_US);
+	return false;
+}
+
+/* "arg" is a Retention. */
+static void
+remove_old(void *arg)
+{
+	outbox_remove_old(arg);
+}
+
+/* A step has failed.  Nobody waits for it, so it can be made again later. */
+static void
+removal_has_failed(const Retention *tried)
+{
+	if (!removal_fails)
+		warn_of(failure, "rows older than timpush.retention cannot be removed");
+	removal_fails = true;
+	retention_failed(&retention, tried, !is_no_rows_fault(failure), turn.now);
+}
+
+static void
+removal_has_succeeded(const Retention *tried)
+{
+	retention = *tried;
+	if (removal_fails && retention_mended(&retention))
+	{
+		ereport(LOG, (errmsg("timpush: rows older than timpush.retention can be removed again")));
+		removal_fails = false;
+	}
+}
+
+bool
+cycle_remove_old(void)
+{
+	Retention	next;
+
+	pgstat_report_activity(STATE_RUNNING, "removing old pushes");
+	turn.now = GetCurrentTimestamp();
+	retention_begin(&retention, turn.now);
+	next = retention;
+	set_lock_timeout("10");
+	if (transact(remove_old, &next))
+		removal_has_succeeded(&next);
+	else if (failure != NULL && !cycle_end_requested)
+		removal_has_failed(&next);
+	set_lock_timeout("1000");
+	if (admission == OUTBOX_LOCKED)
+		note_locked_out();
+	MemoryContextSwitchTo(worker_context);
+	MemoryContextReset(cycle_context);
+	return admission != OUTBOX_GONE;
+}
+
 TimestampTz
 cycle_due(TimestampTz now, bool *busy)
 {
@@ -1183,6 +1263,10 @@ cycle_due(TimestampTz now, bool *busy)
 	/* nobody else remembers these */
 	if (aside.n > 0)
 		*busy = true;
+	/* and where a walk has come to; if it is not under way, it can wait */
+	if (retention_due(&retention) <= now + RETENTION_STEP_US)
+		*busy = true;
+	due = Min(due, retention_worker_due(&retention));
 	return Min(due, aside_next(&aside));
 }
 

@@ -73,6 +73,14 @@ extern bool cycle_run(bool may_claim, List **claimed);
  */
 extern bool cycle_wanted(bool may_claim, TimestampTz now, TimestampTz *when);
 
+/*
+ * Is it time to remove what is older than timpush.retention, and is nothing
+ * else to be done in a moment, which is at *when?  If not, *when is lowered.
+ * Then a step of it; false if timpush is gone from the database.
+ */
+extern bool cycle_removal_wanted(TimestampTz now, TimestampTz *when);
+extern bool cycle_remove_old(void);
+
 /* Does everything rest, after an error or for the sake of others' locks? */
 extern bool cycle_rests(TimestampTz now);
 

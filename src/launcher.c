@@ -266,8 +266,13 @@ sleep_until(TimestampTz when, TimestampTz now)
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
+		int			retention = timpush_retention;
+
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		/* what is due by that is not known without a look */
+		if (timpush_retention != retention)
+			want_all_databases();
 	}
 }
 

@@ -53,6 +53,7 @@
 #include "outbox_columns.h"
 #include "owner.h"
 #include "recent.h"
+#include "retention.h"
 #include "timpush.h"
 #include "version.h"
 
@@ -117,6 +118,12 @@ typedef enum Statement
 	FORGET_COPIED,
 	HOLD_SERVERS,
 	NOTE_ACTIVATION,
+	FIND_OLD_PUSHES,
+	FIND_OLD_REQUESTS,
+	FIND_OLD_ERRORS,
+	DELETE_OLD_RESULTS,
+	DELETE_OLD_REQUESTS,
+	DELETE_OLD_ERRORS,
 	NSTATEMENTS
 } Statement;
 
@@ -381,6 +388,51 @@ static const struct
 	[NOTE_ACTIVATION] = {
 		SQL_NOTE_ACTIVATION,
 		{0}
+	},
+	[FIND_OLD_PUSHES] = {
+		"SELECT p.push_id, p.enqueued_at, f.finished_at,"
+		" NOT EXISTS (SELECT FROM @.push_outbox o WHERE o.id = p.push_id), NULL::tid "
+		"FROM (SELECT w.push_id, min(w.enqueued_at) AS enqueued_at FROM ("
+		"  SELECT r.push_id, r.enqueued_at FROM @.push_result r WHERE r.push_id >= $1"
+		"  ORDER BY r.push_id, r.request_id LIMIT $2) w GROUP BY w.push_id) p"
+		" CROSS JOIN LATERAL (SELECT CASE WHEN count(*) = count(r.finished_at)"
+		"   THEN max(r.finished_at) END AS finished_at"
+		"  FROM @.push_result r WHERE r.push_id = p.push_id) f "
+		"ORDER BY p.push_id",
+		{INT8OID, INT8OID}
+	},
+	[FIND_OLD_REQUESTS] = {
+		"SELECT q.id, q.created_at, q.finished_at,"
+		" NOT EXISTS (SELECT FROM unnest(q.push_ids) p"
+		"  JOIN @.push_result r ON r.push_id = p), NULL::tid "
+		"FROM (SELECT w.*, sum(cardinality(w.push_ids)) OVER (ORDER BY w.id)"
+		"   - cardinality(w.push_ids) AS pushes_before FROM ("
+		"  SELECT q.id, q.created_at, q.finished_at, q.push_ids"
+		"  FROM @.push_request q WHERE q.id >= $1 ORDER BY q.id LIMIT $2) w) q "
+		"WHERE q.pushes_before < $2 ORDER BY q.id",
+		{INT8OID, INT8OID}
+	},
+	[FIND_OLD_ERRORS] = {
+		"SELECT e.push_id, '-infinity'::timestamptz,"
+		" CASE WHEN e.free THEN '-infinity'::timestamptz END, e.free, e.ctid "
+		"FROM (SELECT w.push_id, w.ctid, NOT EXISTS ("
+		"   SELECT FROM @.push_result r WHERE r.push_id = w.push_id) AS free FROM ("
+		"  SELECT e.push_id, e.ctid FROM @.push_error e"
+		"  WHERE e.push_id >= $1 AND e.push_id < $3 ORDER BY e.push_id LIMIT $2) w) e "
+		"ORDER BY e.push_id",
+		{INT8OID, INT8OID, INT8OID}
+	},
+	[DELETE_OLD_RESULTS] = {
+		"DELETE FROM @.push_result WHERE push_id = ANY ($1)",
+		{INT8ARRAYOID}
+	},
+	[DELETE_OLD_REQUESTS] = {
+		"DELETE FROM @.push_request WHERE id = ANY ($1)",
+		{INT8ARRAYOID}
+	},
+	[DELETE_OLD_ERRORS] = {
+		"DELETE FROM @.push_error WHERE ctid = ANY ($1)",
+		{TIDARRAYOID}
 	},
 };
 
@@ -1702,4 +1754,63 @@ outbox_look(const ServerOptions *server, Front *front, Position *retry_front)
 {
 	move_front(server, front, GetCurrentTimestamp());
 	move_retry_front(server, retry_front);
+}
+
+/* ------------------------------------------------------------------------
+ * What is older than timpush.retention
+ * ------------------------------------------------------------------------
+ */
+
+/* The rows in the result of the last statement. */
+static RetainedRow *
+load_retained(int *n)
+{
+	RetainedRow *rows = palloc0(sizeof(RetainedRow) * Max(SPI_processed, 1));
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+
+	*n = (int) SPI_processed;
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		bool		isnull;
+		Datum		finished = SPI_getbinval(tuple, desc, 3, &isnull);
+
+		rows[i].id = DatumGetInt64(load_column(tuple, desc, 1));
+		rows[i].begun = DatumGetTimestampTz(load_column(tuple, desc, 2));
+		rows[i].finished = isnull ? RETENTION_NEVER : DatumGetTimestampTz(finished);
+		rows[i].free = DatumGetBool(load_column(tuple, desc, 4));
+		rows[i].place = DatumGetPointer(SPI_getbinval(tuple, desc, 5, &isnull));
+	}
+	return rows;
+}
+
+void
+outbox_remove_old(Retention *retention)
+{
+	static const Statement finds[] = {FIND_OLD_PUSHES, FIND_OLD_REQUESTS, FIND_OLD_ERRORS};
+	static const Statement deletes[] = {DELETE_OLD_RESULTS, DELETE_OLD_REQUESTS, DELETE_OLD_ERRORS};
+	RetentionTable table = retention->table;
+	Oid			type = table == RETAIN_ERRORS ? TIDOID : INT8OID;
+	Datum		values[3] = {Int64GetDatum(retention->front[table]),
+	Int64GetDatum(RETENTION_BATCH), Int64GetDatum(retention->end)};
+	Datum	   *keys;
+	int			n;
+	int			chosen;
+	RetainedRow *rows;
+
+	run(finds[table], values, NULL);
+	rows = load_retained(&n);
+	chosen = retention_choose(retention, rows, n, GetCurrentTimestamp());
+	if (chosen == 0)
+		return;
+	keys = palloc(sizeof(Datum) * chosen);
+	for (int i = 0; i < chosen; i++)
+		keys[i] = table == RETAIN_ERRORS ?
+			PointerGetDatum(rows[i].place) : Int64GetDatum(rows[i].id);
+	values[0] = array_of(keys, chosen, type);
+	FAULT_POINT("remove");
+	run(deletes[table], values, NULL);
+	/* of a push may be more than fit into a step, unless a trigger keeps them */
+	if (table == RETAIN_ERRORS && SPI_processed > 0)
+		retention->front[table]--;
 }

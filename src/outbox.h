@@ -16,6 +16,7 @@
 #include "front.h"
 #include "recent.h"
 #include "request.h"
+#include "retention.h"
 #include "server.h"
 
 /* What push_server says of a server. */
@@ -184,5 +185,11 @@ extern void outbox_record(List *requests);
 
 /* End what would go again for a server that is no more. */
 extern void outbox_end_server(Name server);
+
+/*
+ * One step of removing what is older than timpush.retention: as many rows as
+ * fit into a short transaction; a large push leaves as a whole.
+ */
+extern void outbox_remove_old(Retention *retention);
 
 #endif							/* TIMPUSH_OUTBOX_H */

@@ -35,6 +35,7 @@ bool		timpush_enabled = true;
 char	   *timpush_default_server = NULL;
 int			timpush_default_ttl = 86400;
 int			timpush_on_unknown = ON_UNKNOWN_RETRY;
+int			timpush_retention = 7 * 86400;
 int			timpush_idle_exit = 60;
 bool		timpush_is_worker = false;
 
@@ -70,6 +71,11 @@ define_settings(void)
 							 "Recorded in the push when it is enqueued.",
 							 &timpush_on_unknown, ON_UNKNOWN_RETRY, on_unknown_options,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("timpush.retention",
+							"Sets how long finished pushes are kept.",
+							"Their results, errors and calls are then removed; 0 means never.",
+							&timpush_retention, 7 * 86400, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("timpush.idle_exit",
 							"Sets after which time without work a worker leaves.",
 							NULL,

@@ -17,6 +17,7 @@ extern bool timpush_enabled;
 extern char *timpush_default_server;
 extern int	timpush_default_ttl;	/* seconds, 0 = pushes never expire */
 extern int	timpush_on_unknown; /* an OnUnknown of compose.h */
+extern int	timpush_retention;	/* seconds, 0: for ever */
 extern int	timpush_idle_exit;	/* seconds */
 
 /* Is this process a worker?  Its own changes to the outbox need no check. */

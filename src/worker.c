@@ -370,6 +370,12 @@ work(void)
 			idle_since = 0;
 			when = now;
 		}
+		else if (may_claim && cycle_removal_wanted(now, &when))
+		{
+			if (!cycle_remove_old())
+				return;
+			when = now;
+		}
 		else if (http_in_flight() == 0 && !cycle_has_outcomes() && !any_ready() &&
 				 !cycle_rests(now))
 		{
