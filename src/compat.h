@@ -88,6 +88,18 @@
 #define MyLocalTransactionId	(MyProc->lxid)
 #endif
 
+/* The setting transaction_timeout is new in 17. */
+#define HAVE_TRANSACTION_TIMEOUT	(PG_VERSION_NUM >= 170000)
+
+/* Shared memory is asked for in a hook since 15, while we are loaded before. */
+#if PG_VERSION_NUM >= 150000
+#define hook_shmem_request(prev, request) \
+	((prev) = shmem_request_hook, shmem_request_hook = (request))
+#else
+typedef void (*shmem_request_hook_type) (void);
+#define hook_shmem_request(prev, request)	((prev) = NULL, (request) ())
+#endif
+
 /* Settings under our prefix that do not exist are refused since 15. */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)

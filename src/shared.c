@@ -66,9 +66,7 @@ static SharedState *shared = NULL;
 static DatabaseSlot *my_slot = NULL;
 static bool exit_registered = false;
 
-#if PG_VERSION_NUM >= 150000
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
-#endif
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
 /* Times as unsigned numbers that sort alike. */
@@ -87,10 +85,8 @@ from_sortable(uint64 value)
 static void
 request_shared(void)
 {
-#if PG_VERSION_NUM >= 150000
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-#endif
 	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)) + apps_shmem_size() +
 						   stats_shmem_size());
 	RequestNamedLWLockTranche("timpush", 3);
@@ -130,12 +126,7 @@ startup_shared(void)
 void
 shared_init(void)
 {
-#if PG_VERSION_NUM >= 150000
-	prev_shmem_request_hook = shmem_request_hook;
-	shmem_request_hook = request_shared;
-#else
-	request_shared();
-#endif
+	hook_shmem_request(prev_shmem_request_hook, request_shared);
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = startup_shared;
 }

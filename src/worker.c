@@ -407,9 +407,8 @@ override_settings(void)
 	override("default_transaction_isolation", "read committed");
 	override("default_transaction_deferrable", "off");
 	override("statement_timeout", "0");
-#if PG_VERSION_NUM >= 170000
-	override("transaction_timeout", "0");
-#endif
+	if (HAVE_TRANSACTION_TIMEOUT)
+		override("transaction_timeout", "0");
 	override("idle_in_transaction_session_timeout", "0");
 	override("lock_timeout", "1000");
 	override("row_security", "on");
