@@ -571,12 +571,17 @@ SELECT timpush_batch('boss', '{u1}', 'Hello', NULL) > 0;
 SET LOCAL enable_seqscan = off;
 SELECT count(*), count(DISTINCT id) FROM push_outbox WHERE id > 0;
 ROLLBACK;
--- as a part of another table
+-- as a part of another table, which no table with an identity can be since 17
 BEGIN;
 CREATE TABLE all_pushes (LIKE push_outbox) PARTITION BY LIST (server);
+SELECT current_setting('server_version_num')::integer < 170000 AS can_be_a_part, true AS ok \gset
+\if :can_be_a_part
 ALTER TABLE all_pushes ATTACH PARTITION push_outbox FOR VALUES IN ('chat');
-SELECT both_ways('part');
-SELECT split_part(refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, server => 'chat2')$$), E'\n', 1);
+SELECT string_agg(line, ', ') = 'timpush_batch: part {u1} chat, INSERT: part {u1} chat' AND
+  refused($$SELECT timpush_batch('boss', '{u1}', 'Hello', NULL, server => 'chat2')$$) LIKE '23514: new row for relation "push_outbox" violates partition constraint%' AS ok
+FROM both_ways('part') line \gset
+\endif
+SELECT :'ok';
 ROLLBACK;
 -- an owner with no rights of his own
 BEGIN;

@@ -61,7 +61,9 @@ $$;
 SELECT name, unit, context, vartype, boot_val, enumvals
 FROM pg_settings WHERE name LIKE 'timpush.%' ORDER BY name COLLATE "C";
 SET timpush.on_unknown = 'guess';
+\set VERBOSITY sqlstate
 SET timpush.default_ttl = '-1';
+\set VERBOSITY default
 SET timpush.default_ttl = 'soon';
 SET timpush.default_ttl = '2d';
 SHOW timpush.default_ttl;

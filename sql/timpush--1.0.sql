@@ -580,7 +580,8 @@ FROM (
   ) r
   -- the first part of a large push is not the whole of it
   JOIN push_result f ON f.push_id = w.push_id AND f.request_id = r.first_request AND f.accounts < f.push_accounts
-  JOIN push_request q ON q.id = r.first_request
+  -- LIMIT, so that a planner that expects many reads no history
+  CROSS JOIN LATERAL (SELECT q.created_at FROM push_request q WHERE q.id = r.first_request LIMIT 1) q
 ) p
 WHERE p.enqueued_by IN (SELECT r.rolname FROM pg_catalog.pg_roles r
                         WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER'))
