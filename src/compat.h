@@ -53,6 +53,14 @@
 	pg_database_ownercheck((database), (role))
 #endif
 
+/* What an interrupted DROP DATABASE leaves is marked since 15.4 and its like. */
+#ifdef DATCONNLIMIT_INVALID_DB
+#define database_is_dropped_halfway(form) \
+	((form)->datconnlimit == DATCONNLIMIT_INVALID_DB)
+#else
+#define database_is_dropped_halfway(form)	false
+#endif
+
 /* A wait set belongs to a resource owner since 17; ours to the process. */
 #if PG_VERSION_NUM >= 170000
 #define create_wait_set(nevents)	CreateWaitEventSet(NULL, (nevents))

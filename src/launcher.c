@@ -6,7 +6,8 @@
  * The launcher is connected to no database, so it is in nobody's way.  It
  * sleeps until a commit somewhere sets its latch, a worker ends, or a
  * database becomes due, and starts what is wanted.  A database whose worker
- * fails is tried again with growing pauses and never stops the others.
+ * fails is tried again with growing pauses, or when DDL may have mended it,
+ * and never stops the others.
  *
  * Crash story: when the launcher starts it knows nothing, and looks into
  * every database once by starting a worker there; one that finds no timpush
@@ -46,7 +47,13 @@
 #define LAUNCHER_RESTART_SECONDS	5
 #define FIRST_BACKOFF_MS			1000
 #define MAX_BACKOFF_MS				300000
-#define NO_SLOT_PAUSE_MS			5000
+
+/* While no background worker is free; it is said only if that lasts. */
+#define NO_SLOT_PAUSE_MS			500
+#define NO_SLOT_REPORT_US			1500000
+
+/* Between two looks at everything for the sake of databases without a slot. */
+#define OVERFLOW_PAUSE_US			60000000
 
 /* Workers that have been asked for but have not come up yet. */
 #define MAX_STARTING				2
@@ -57,13 +64,24 @@ PGDLLEXPORT void timpush_launcher_main(Datum arg);
 typedef struct Child
 {
 	BackgroundWorkerHandle *handle; /* NULL: none */
+	Oid			dbid;			/* of the last worker */
 	bool		starting;
+	bool		closed;			/* the database takes no connections */
 	int			failures;
+	TimestampTz started;
 	TimestampTz not_before;
 } Child;
 
 static Child *children;
+
+/* Since when is no background worker free?  0: there are. */
+static TimestampTz no_slot_since = 0;
 static bool no_slot_reported = false;
+
+/* Databases that have yet to be given a slot, and when they were listed. */
+static List *unseen = NIL;
+static TimestampTz listed_at;
+static bool overflow_reported = false;
 
 void
 launcher_register(void)
@@ -80,15 +98,37 @@ launcher_register(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+/* One whose DROP DATABASE was broken off takes no connections either. */
 static bool
-database_exists(Oid dbid)
+takes_connections(Form_pg_database database)
 {
-	bool		exists;
+	return database->datallowconn && !database_is_dropped_halfway(database);
+}
+
+/*
+ * False if there is no such database.  One that is closed is said to be so
+ * once, for pushes may be waiting there.
+ */
+static bool
+look_up_database(Oid dbid, bool *open, bool say)
+{
+	HeapTuple	tuple;
 
 	StartTransactionCommand();
-	exists = SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dbid));
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dbid));
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+
+		*open = takes_connections(database);
+		if (!*open && say)
+			ereport(LOG,
+					(errmsg("timpush: database \"%s\" does not allow connections, so nothing is sent from there",
+							NameStr(database->datname))));
+		ReleaseSysCache(tuple);
+	}
 	CommitTransactionCommand();
-	return exists;
+	return HeapTupleIsValid(tuple);
 }
 
 /* Slots of databases that were dropped are free again. */
@@ -98,20 +138,25 @@ forget_dropped_databases(void)
 	for (int i = 0; i < shared_slots(); i++)
 	{
 		Oid			dbid = shared_slot_database(i);
+		bool		open;
 
-		if (OidIsValid(dbid) && children[i].handle == NULL && !database_exists(dbid))
+		if (OidIsValid(dbid) && children[i].handle == NULL &&
+			!look_up_database(dbid, &open, false))
 			shared_forget_database(dbid);
 	}
 }
 
 /* Every database that takes connections may have pushes waiting. */
 static void
-want_all_databases(void)
+list_databases(void)
 {
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
 
+	list_free(unseen);
+	unseen = NIL;
+	listed_at = GetCurrentTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	rel = table_open(DatabaseRelationId, AccessShareLock);
@@ -120,39 +165,95 @@ want_all_databases(void)
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (database->datallowconn && !database->datistemplate)
-			(void) shared_want_database(database->oid);
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		if (takes_connections(database))
+			unseen = lappend_oid(unseen, database->oid);
+		MemoryContextSwitchTo(old);
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
 }
 
+/* Those without timpush make room again, so that all have their turn. */
 static void
-worker_ended(int slot, TimestampTz now)
+give_slots(void)
 {
-	Child	   *child = &children[slot];
-	Oid			dbid = shared_slot_database(slot);
+	while (unseen != NIL && shared_look_at(llast_oid(unseen)))
+		unseen = list_delete_last(unseen);
+}
+
+/*
+ * Somebody has found no free slot.  Perhaps databases that are gone have them
+ * all; if not, all that can be done is to look at each now and then.  Returns
+ * when to do so next.
+ */
+static TimestampTz
+make_room(TimestampTz now)
+{
+	if (!shared_overflow())
+		return DT_NOEND;
+	if (now < listed_at + OVERFLOW_PAUSE_US)
+		return listed_at + OVERFLOW_PAUSE_US;
+	if (unseen != NIL && !overflow_reported)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("timpush: more than %d databases use timpush, so nothing is sent from some of them",
+						shared_slots())));
+		overflow_reported = true;
+	}
+	shared_end_overflow();
+	forget_dropped_databases();
+	list_databases();
+	return DT_NOEND;
+}
+
+static void
+pause_child(Child *child, TimestampTz now)
+{
 	int			pause = FIRST_BACKOFF_MS;
 
-	pfree(child->handle);
-	child->handle = NULL;
-	child->starting = false;
-	if (shared_slot_left_well(slot))
-	{
-		child->failures = 0;
-		child->not_before = 0;
-		return;
-	}
-	if (!database_exists(dbid))
-	{
-		shared_forget_database(dbid);
-		return;
-	}
 	for (int i = 0; i < child->failures && pause < MAX_BACKOFF_MS; i++)
 		pause *= 2;
 	child->failures++;
 	child->not_before = TimestampTzPlusMilliseconds(now, Min(pause, MAX_BACKOFF_MS));
+}
+
+static void
+forgive_child(Child *child)
+{
+	child->failures = 0;
+	child->not_before = 0;
+	child->closed = false;
+}
+
+static void
+worker_ended(int slot, TimestampTz now)
+{
+	Child	   *child = &children[slot];
+
+	pfree(child->handle);
+	child->handle = NULL;
+	child->starting = false;
+	/* the database may be gone, and the slot be another one's */
+	if (child->dbid != shared_slot_database(slot))
+	{
+		forgive_child(child);
+		return;
+	}
+	if (shared_slot_end(slot) == ENDED_BADLY)
+	{
+		/* one that has worked for long is not one that does not come up */
+		if (now > TimestampTzPlusMilliseconds(child->started, MAX_BACKOFF_MS))
+			child->failures = 0;
+		pause_child(child, now);
+		return;
+	}
+	forgive_child(child);
+	if (shared_slot_end(slot) == ENDED_UNUSED)
+		shared_release_slot(slot);
 }
 
 /* Look at what became of the workers; returns how many are coming up. */
@@ -179,8 +280,65 @@ check_children(TimestampTz now)
 	return starting;
 }
 
+/* Is the database there, and does it take connections? */
 static bool
-start_worker(int slot)
+may_connect(int slot, TimestampTz now)
+{
+	Child	   *child = &children[slot];
+	Oid			dbid = shared_slot_database(slot);
+	bool		open;
+
+	if (child->dbid != dbid)
+		forgive_child(child);
+	child->dbid = dbid;
+	if (!look_up_database(dbid, &open, !child->closed))
+	{
+		shared_forget_database(dbid);
+		return false;
+	}
+	child->closed = !open;
+	if (!open)
+	{
+		shared_slot_starting(slot);
+		pause_child(child, now);
+	}
+	return open;
+}
+
+/* No background worker is free; returns when to try again. */
+static TimestampTz
+note_no_slot(TimestampTz now)
+{
+	if (no_slot_since == 0)
+		no_slot_since = now;
+	if (!no_slot_reported && now >= no_slot_since + NO_SLOT_REPORT_US)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("timpush: could not start a worker, because no background worker slot is free"),
+				 errhint("Consider increasing max_worker_processes.")));
+		no_slot_reported = true;
+	}
+	shared_set_crowded(true);
+	return TimestampTzPlusMilliseconds(now, NO_SLOT_PAUSE_MS *
+									   (no_slot_reported ? 10 : 1));
+}
+
+/* All that are wanted have a worker. */
+static void
+note_slots(void)
+{
+	if (no_slot_since == 0)
+		return;
+	if (no_slot_reported)
+		ereport(LOG, (errmsg("timpush: background worker slots are free again")));
+	no_slot_since = 0;
+	no_slot_reported = false;
+	shared_set_crowded(false);
+}
+
+static bool
+start_worker(int slot, TimestampTz now)
 {
 	BackgroundWorker worker = {0};
 	Oid			dbid = shared_slot_database(slot);
@@ -200,18 +358,10 @@ start_worker(int slot)
 	if (!RegisterDynamicBackgroundWorker(&worker, &children[slot].handle))
 	{
 		children[slot].handle = NULL;
-		if (!no_slot_reported)
-			ereport(WARNING,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("timpush: could not start a worker, because no background worker slot is free"),
-					 errhint("Consider increasing max_worker_processes.")));
-		no_slot_reported = true;
 		return false;
 	}
-	if (no_slot_reported)
-		ereport(LOG, (errmsg("timpush: background worker slots are free again")));
-	no_slot_reported = false;
 	children[slot].starting = true;
+	children[slot].started = now;
 	FAULT_POINT("launched");
 	return true;
 }
@@ -221,29 +371,32 @@ static TimestampTz
 start_workers(TimestampTz now)
 {
 	int			starting = check_children(now);
-	TimestampTz next = DT_NOEND;
+	TimestampTz next;
 
 	if (!timpush_enabled)
-		return next;
+		return DT_NOEND;
+	next = make_room(now);
+	give_slots();
 	for (int i = 0; i < shared_slots(); i++)
 	{
 		Child	   *child = &children[i];
 
 		if (!OidIsValid(shared_slot_database(i)) || child->handle != NULL ||
 			shared_slot_has_worker(i) ||
-			!shared_slot_wanted(i, now, &next))
+			!shared_slot_wanted(i, now, child->not_before, &next))
 			continue;
-		if (child->not_before > now)
+		if (starting >= MAX_STARTING)
+			return next;		/* their coming up wakes us */
+		if (!may_connect(i, now))
 		{
 			next = Min(next, child->not_before);
 			continue;
 		}
-		if (starting >= MAX_STARTING)
-			break;				/* their coming up wakes us */
-		if (!start_worker(i))
-			return Min(next, TimestampTzPlusMilliseconds(now, NO_SLOT_PAUSE_MS));
+		if (!start_worker(i, now))
+			return Min(next, note_no_slot(now));
 		starting++;
 	}
+	note_slots();
 	return next;
 }
 
@@ -272,7 +425,7 @@ sleep_until(TimestampTz when, TimestampTz now)
 		ProcessConfigFile(PGC_SIGHUP);
 		/* what is due by that is not known without a look */
 		if (timpush_retention != retention)
-			want_all_databases();
+			list_databases();
 	}
 }
 
@@ -293,7 +446,7 @@ timpush_launcher_main(Datum arg pg_attribute_unused())
 									  sizeof(Child) * shared_slots());
 	MemoryContextSwitchTo(TopMemoryContext);
 	shared_launcher_attach();
-	want_all_databases();
+	list_databases();
 	ereport(LOG, (errmsg("timpush: launcher started")));
 
 	for (;;)
@@ -302,11 +455,6 @@ timpush_launcher_main(Datum arg pg_attribute_unused())
 		TimestampTz next;
 
 		pgstat_report_activity(STATE_RUNNING, "starting workers");
-		if (shared_overflow())
-		{
-			forget_dropped_databases();
-			want_all_databases();
-		}
 		next = start_workers(now);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		sleep_until(next, now);

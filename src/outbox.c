@@ -725,14 +725,14 @@ same_tables(void)
 	return true;
 }
 
-bool
+OutboxFound
 outbox_open(void)
 {
 	char	   *version;
 	MemoryContext old;
 
 	if (!find_extension(&schema_oid, &version))
-		return false;
+		return OUTBOX_ABSENT;
 	if (strcmp(version, TIMPUSH_VERSION) != 0)
 	{
 		ereport(WARNING,
@@ -740,15 +740,24 @@ outbox_open(void)
 				 errmsg("timpush: library is version %s, but the extension in database \"%s\" is version %s",
 						TIMPUSH_VERSION, get_database_name(MyDatabaseId), version),
 				 errhint(VERSION_HINT)));
-		return false;
+		return OUTBOX_UNFIT;
 	}
 	schema_name = MemoryContextStrdup(TopMemoryContext,
 									  quote_identifier(get_namespace_name(schema_oid)));
 	outbox_oid = get_relname_relid("push_outbox", schema_oid);
 	for (size_t i = 0; i < lengthof(table_names); i++)
 	{
-		if (!OidIsValid(get_relname_relid(table_names[i], schema_oid)))
-			return false;
+		if (OidIsValid(get_relname_relid(table_names[i], schema_oid)))
+			continue;
+		/* dropped just now, with the extension? */
+		if (!find_extension(&schema_oid, &version))
+			return OUTBOX_ABSENT;
+		ereport(WARNING,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("timpush: table \"%s\" of the extension in database \"%s\" is missing, so nothing is sent",
+						table_names[i], get_database_name(MyDatabaseId)),
+				 errhint("Drop the extension and create it anew.")));
+		return OUTBOX_UNFIT;
 	}
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	journal_open(&journal, schema_oid);
@@ -763,9 +772,9 @@ outbox_open(void)
 				 errmsg("timpush: tables of the extension in database \"%s\" have been altered, so nothing is sent",
 						get_database_name(MyDatabaseId)),
 				 errhint("Drop the columns that were added to push_outbox, and call timpush_resume() for a server. If others were altered, create the extension anew.")));
-		return false;
+		return OUTBOX_UNFIT;
 	}
-	return true;
+	return OUTBOX_FOUND;
 }
 
 OutboxAccess

@@ -38,11 +38,18 @@ typedef struct ServerState
 /* Who makes a server's row in push_server holds this lock on the server. */
 #define SERVER_ROW_LOCK	ShareUpdateExclusiveLock
 
+typedef enum OutboxFound
+{
+	OUTBOX_ABSENT,				/* timpush is not in the database */
+	OUTBOX_UNFIT,				/* its version or tables are not what we know */
+	OUTBOX_FOUND
+} OutboxFound;
+
 /*
- * Find our tables in the current database; false if timpush is not there or
- * its version is not the library's.  In a transaction.
+ * Find our tables in the current database, and say in the log what is wrong
+ * with them.  In a transaction.
  */
-extern bool outbox_open(void);
+extern OutboxFound outbox_open(void);
 
 typedef enum OutboxAccess
 {

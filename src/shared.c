@@ -3,9 +3,9 @@
  * shared.c
  *	  Shared memory: who works for which database.
  *
- * A slot per database that has ever had work since the start: the worker's
- * latch, a flag that says "look at the outbox", and the time when there is
- * work next.  The first commit that raises the flag sets the latch of the
+ * A slot per database that uses timpush, or has yet to be looked at: the
+ * worker's latch, flags that say "look at the outbox", and the time when there
+ * is work next.  The first commit that raises the flag sets the latch of the
  * worker or, where there is none, of the launcher; all others find it raised.
  *
  * Crash story: shared memory holds no truth.  After a crash of the cluster it
@@ -37,7 +37,8 @@
 
 /* Why a worker is wanted. */
 #define WANTED_FOR_PUSHES	1
-#define WANTED_FOR_SERVERS	2
+#define WANTED_FOR_SERVERS	2	/* something may have been mended */
+#define WANTED_FOR_LOOK		4	/* it is not known whether there is work */
 
 typedef struct DatabaseSlot
 {
@@ -46,7 +47,7 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 wanted;	/* for what: WANTED_... */
 	pg_atomic_uint64 first_send_at; /* of new pushes, as sortable() */
 	pg_atomic_uint64 first_expiry;
-	bool		left_well;		/* the last worker left in good order */
+	WorkerEnd	end;			/* of the last worker */
 	TimestampTz due;			/* when there is work next; DT_NOEND: never */
 	TimestampTz evicted_until;	/* there shall be no worker before; 0: none */
 	ConditionVariable recorded; /* the worker has recorded outcomes */
@@ -57,6 +58,7 @@ typedef struct SharedState
 	LWLock	   *lock;			/* over dbid, latch and due */
 	Latch	   *launcher;
 	bool		overflow;		/* somebody found no free slot */
+	bool		crowded;		/* no background worker is free */
 	DatabaseSlot slots[MAX_DATABASES];
 } SharedState;
 
@@ -186,13 +188,13 @@ shared_prepare_wake(void)
 		shared->overflow = true;
 }
 
-/* Raise the flag; who raised it first sets one latch. */
+/* Raise a flag; who raised it first sets one latch. */
 static void
 want(DatabaseSlot *slot, uint32 why)
 {
 	Latch	   *latch;
 
-	if (pg_atomic_fetch_or_u32(&slot->wanted, why) != 0)
+	if ((pg_atomic_fetch_or_u32(&slot->wanted, why) & why) != 0)
 		return;
 	/* read once: the worker may be leaving; it looks at the flag after that */
 	latch = *(Latch *volatile *) &slot->latch;
@@ -207,6 +209,14 @@ wake(uint32 why)
 {
 	Latch	   *launcher;
 
+	if (my_slot != NULL)
+	{
+		want(my_slot, why);
+		if (my_slot->dbid == MyDatabaseId)
+			return;
+		/* freed before timpush was committed here, see shared_release_slot() */
+		my_slot = lock_and_find_slot(MyDatabaseId, true);
+	}
 	if (my_slot != NULL)
 		want(my_slot, why);
 	else if ((launcher = *(Latch *volatile *) &shared->launcher) != NULL)
@@ -243,10 +253,13 @@ shared_wake_for_servers(void)
 bool
 shared_overflow(void)
 {
-	bool		overflow = shared->overflow;
+	return *(volatile bool *) &shared->overflow;
+}
 
+void
+shared_end_overflow(void)
+{
 	shared->overflow = false;
-	return overflow;
 }
 
 void
@@ -317,52 +330,102 @@ shared_slot_has_worker(int slot)
 	return *(Latch *volatile *) &shared->slots[slot].latch != NULL;
 }
 
-/*
- * Does the database want a worker now?  If not, *due is lowered to the time
- * when it will.
- */
 bool
-shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due)
+shared_slot_wanted(int slot, TimestampTz now, TimestampTz not_before,
+				   TimestampTz *due)
 {
 	DatabaseSlot *s = &shared->slots[slot];
-	bool		wanted;
+	uint32		why;
+	TimestampTz when;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	wanted = pg_atomic_read_u32(&s->wanted) != 0 || s->due <= now;
-	if (wanted && s->evicted_until > now)
-	{
-		wanted = false;
-		*due = Min(*due, s->evicted_until);
-	}
-	else if (!wanted && s->due < *due)
-		*due = s->due;
+	why = pg_atomic_read_u32(&s->wanted);
+	when = why != 0 ? s->evicted_until : Max(s->due, s->evicted_until);
 	LWLockRelease(shared->lock);
-	return wanted;
+	if ((why & WANTED_FOR_SERVERS) == 0)
+		when = Max(when, not_before);
+	if (when <= now)
+		return true;
+	*due = Min(*due, when);
+	return false;
 }
 
-/* A worker is being started for the slot. */
+/*
+ * A worker is being started for the slot.  If it fails, that something was
+ * mended counts no more.
+ */
 void
 shared_slot_starting(int slot)
 {
-	shared->slots[slot].left_well = false;
+	DatabaseSlot *s = &shared->slots[slot];
+
+	s->end = ENDED_BADLY;
+	if (pg_atomic_read_u32(&s->wanted) & WANTED_FOR_SERVERS)
+	{
+		pg_atomic_fetch_or_u32(&s->wanted, WANTED_FOR_PUSHES);
+		pg_atomic_fetch_and_u32(&s->wanted, ~WANTED_FOR_SERVERS);
+	}
 }
 
-/* Did the last worker of the slot leave by itself and without an error? */
-bool
-shared_slot_left_well(int slot)
+WorkerEnd
+shared_slot_end(int slot)
 {
-	return shared->slots[slot].left_well;
+	return shared->slots[slot].end;
 }
 
+/*
+ * A commit raises its flag first and looks then whose slot it is; here it is
+ * the other way round, so one of the two notices.
+ */
+void
+shared_release_slot(int slot)
+{
+	DatabaseSlot *s = &shared->slots[slot];
+	Oid			dbid;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	dbid = s->dbid;
+	s->dbid = InvalidOid;
+	pg_memory_barrier();
+	if (s->latch != NULL || pg_atomic_read_u32(&s->wanted) != 0)
+		s->dbid = dbid;
+	LWLockRelease(shared->lock);
+}
+
+/* False if there is no free slot. */
 bool
-shared_want_database(Oid dbid)
+shared_look_at(Oid dbid)
 {
 	DatabaseSlot *slot = lock_and_find_slot(dbid, true);
 
 	if (slot == NULL)
 		return false;
-	want(slot, WANTED_FOR_SERVERS);
+	want(slot, WANTED_FOR_LOOK);
 	return true;
+}
+
+void
+shared_reconsider(Oid dbid)
+{
+	DatabaseSlot *slot = lock_and_find_slot(dbid, true);
+
+	if (slot != NULL)
+		want(slot, WANTED_FOR_SERVERS);
+}
+
+void
+shared_set_crowded(bool crowded)
+{
+	shared->crowded = crowded;
+	if (!crowded)
+		return;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (shared->slots[i].latch != NULL)
+			SetLatch(shared->slots[i].latch);
+	}
+	LWLockRelease(shared->lock);
 }
 
 void
@@ -423,7 +486,7 @@ shared_worker_attach(Oid dbid)
 		my_slot->latch = &MyProc->procLatch;
 		/* if we do not get to say otherwise, the next one is due at once */
 		my_slot->due = 0;
-		my_slot->left_well = false;
+		my_slot->end = ENDED_BADLY;
 		mine = true;
 	}
 	LWLockRelease(shared->lock);
@@ -502,12 +565,41 @@ shared_worker_recorded(void)
 	ConditionVariableBroadcast(&my_slot->recorded);
 }
 
+/*
+ * At the start: has nothing called for the worker but a look?  That it was
+ * called is noted therewith.
+ */
+bool
+shared_worker_only_looks(void)
+{
+	return pg_atomic_exchange_u32(&my_slot->wanted, 0) == WANTED_FOR_LOOK;
+}
+
+bool
+shared_worker_crowded(void)
+{
+	return *(volatile bool *) &shared->crowded;
+}
+
+static void
+leave_slot(TimestampTz due, WorkerEnd end)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->due = due;
+	my_slot->end = end;
+	LWLockRelease(shared->lock);
+}
+
 /* The worker leaves in good order; the next one is due then. */
 void
 shared_worker_leaves(TimestampTz due)
 {
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	my_slot->due = due;
-	my_slot->left_well = true;
-	LWLockRelease(shared->lock);
+	leave_slot(due, ENDED_WELL);
+}
+
+/* It leaves because there is no timpush in the database. */
+void
+shared_worker_unused(void)
+{
+	leave_slot(DT_NOEND, ENDED_UNUSED);
 }

@@ -52,17 +52,51 @@ extern void shared_end_eviction(Oid dbid);
  */
 extern void shared_wake_sharer(Oid dbid);
 
+/*
+ * A database may take connections again: look at it now, whatever came of the
+ * last try.
+ */
+extern void shared_reconsider(Oid dbid);
+
 /* The launcher's side; "slot" is an index from 0 to shared_slots() - 1. */
 extern int	shared_slots(void);
 extern void shared_launcher_attach(void);
 extern Oid	shared_slot_database(int slot);
 extern bool shared_slot_has_worker(int slot);
-extern bool shared_slot_wanted(int slot, TimestampTz now, TimestampTz *due);
-extern bool shared_slot_left_well(int slot);
 extern void shared_slot_starting(int slot);
-extern bool shared_overflow(void);
-extern bool shared_want_database(Oid dbid);
+extern bool shared_look_at(Oid dbid);
 extern void shared_forget_database(Oid dbid);
+
+/*
+ * Does the database want a worker now?  If not, *due is lowered to the time
+ * when it will.  After failures that is not before not_before, unless
+ * something may have been mended meanwhile.
+ */
+extern bool shared_slot_wanted(int slot, TimestampTz now,
+							   TimestampTz not_before, TimestampTz *due);
+
+/* How the last worker of a slot has left. */
+typedef enum WorkerEnd
+{
+	ENDED_BADLY,				/* did not get to say otherwise */
+	ENDED_WELL,
+	ENDED_UNUSED				/* there is no timpush in the database */
+} WorkerEnd;
+
+extern WorkerEnd shared_slot_end(int slot);
+
+/* Free the slot of a database without timpush, unless it is wanted again. */
+extern void shared_release_slot(int slot);
+
+/* Has anybody found no free slot, since shared_end_overflow()? */
+extern bool shared_overflow(void);
+extern void shared_end_overflow(void);
+
+/*
+ * Databases wait for a worker although no background worker is free, so those
+ * that have nothing to do shall leave at once.
+ */
+extern void shared_set_crowded(bool crowded);
 
 /*
  * The worker's side.  shared_worker_woken() says whether anything has called
@@ -73,10 +107,13 @@ extern void shared_forget_database(Oid dbid);
  * earlier than what this or a later call says.
  */
 extern bool shared_worker_attach(Oid dbid);
+extern bool shared_worker_only_looks(void);
 extern bool shared_worker_woken(bool *servers);
 extern void shared_worker_new_pushes(TimestampTz *send_at, TimestampTz *expires_at);
 extern void shared_worker_recorded(void);
 extern bool shared_worker_evicted(void);
+extern bool shared_worker_crowded(void);
 extern void shared_worker_leaves(TimestampTz due);
+extern void shared_worker_unused(void);
 
 #endif							/* TIMPUSH_SHARED_H */

@@ -47,6 +47,10 @@ static TimestampTz first_expiry = DT_NOEND;
 /* And what it has to tell once it is over. */
 static bool servers_committed = false;
 
+/* Likewise of a database that may take connections again. */
+static Oid	database_reopened = InvalidOid;
+static Oid	database_committed = InvalidOid;
+
 static bool warned = false;
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
@@ -54,6 +58,7 @@ static void
 forget_transaction(void)
 {
 	servers_changed = pushes_added = false;
+	database_reopened = InvalidOid;
 	first_send_at = first_expiry = DT_NOEND;
 }
 
@@ -78,6 +83,7 @@ wake_at_commit(XactEvent event, void *arg pg_attribute_unused())
 			if (pushes_added)
 				shared_wake_for_pushes(first_send_at, first_expiry);
 			servers_committed = servers_changed;
+			database_committed = database_reopened;
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PARALLEL_ABORT:
@@ -97,27 +103,36 @@ static void
 wake_after_commit(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(),
 				  bool is_top_level, void *arg pg_attribute_unused())
 {
-	if (!servers_committed || !is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+	if (!is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
 		return;
+	if (servers_committed)
+		shared_wake_for_servers();
+	if (OidIsValid(database_committed))
+		shared_reconsider(database_committed);
 	servers_committed = false;
-	shared_wake_for_servers();
+	database_committed = InvalidOid;
+}
+
+static void
+register_callbacks(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	RegisterXactCallback(wake_at_commit, NULL);
+	RegisterResourceReleaseCallback(wake_after_commit, NULL);
+	registered = true;
 }
 
 /* Make ready for the commit; false if there is nobody to be woken. */
 static bool
 prepare_wake(void)
 {
-	static bool registered = false;
-
 	if (!shared_attached())
 		return false;
 	shared_prepare_wake();
-	if (!registered)
-	{
-		RegisterXactCallback(wake_at_commit, NULL);
-		RegisterResourceReleaseCallback(wake_after_commit, NULL);
-		registered = true;
-	}
+	register_callbacks();
 	return true;
 }
 
@@ -146,19 +161,20 @@ wake_for_push(TimestampTz send_at, TimestampTz expires_at)
 	warned = true;
 }
 
-/* Statements that change a server, its credentials or the extension. */
+/* Statements that may mend what keeps the worker from sending. */
 static bool
-changes_server(Node *parsetree)
+may_mend(Node *parsetree)
 {
 	switch (nodeTag(parsetree))
 	{
-		case T_AlterExtensionStmt:
 		case T_CreateForeignServerStmt:
 		case T_AlterForeignServerStmt:
 		case T_CreateUserMappingStmt:
 		case T_AlterUserMappingStmt:
 		case T_DropUserMappingStmt:
 			return true;
+		case T_AlterExtensionStmt:
+			return strcmp(((AlterExtensionStmt *) parsetree)->extname, "timpush") == 0;
 		case T_DropStmt:
 			return ((DropStmt *) parsetree)->removeType == OBJECT_FOREIGN_SERVER;
 		case T_RenameStmt:
@@ -168,28 +184,58 @@ changes_server(Node *parsetree)
 	}
 }
 
+/* An option of CREATE or ALTER DATABASE, or what it is if it is not there. */
+static const char *
+database_option(List *options, const char *name, const char *otherwise)
+{
+	ListCell   *cell;
+
+	foreach(cell, options)
+	{
+		DefElem    *option = lfirst(cell);
+
+		if (strcmp(option->defname, name) == 0 && option->arg != NULL)
+			return defGetString(option);
+	}
+	return otherwise;
+}
+
 /* The database that a statement wants to itself, or NULL. */
 static const char *
 exclusive_database(Node *parsetree)
 {
-	ListCell   *cell;
-
 	if (IsA(parsetree, DropdbStmt))
 		return ((DropdbStmt *) parsetree)->dbname;
 	if (IsA(parsetree, RenameStmt) &&
 		((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE)
 		return ((RenameStmt *) parsetree)->subname;
 	if (IsA(parsetree, CreatedbStmt))
-	{
-		foreach(cell, ((CreatedbStmt *) parsetree)->options)
-		{
-			DefElem    *option = lfirst(cell);
-
-			if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
-				return defGetString(option);
-		}
-	}
+		return database_option(((CreatedbStmt *) parsetree)->options,
+							   "template", "template1");
+	if (IsA(parsetree, AlterDatabaseStmt) &&
+		database_option(((AlterDatabaseStmt *) parsetree)->options,
+						"tablespace", NULL) != NULL)
+		return ((AlterDatabaseStmt *) parsetree)->dbname;
 	return NULL;
+}
+
+/* The database that may take connections again, or NULL. */
+static const char *
+reopened_database(Node *parsetree)
+{
+	if (!shared_attached() || !IsA(parsetree, AlterDatabaseStmt) ||
+		database_option(((AlterDatabaseStmt *) parsetree)->options,
+						"allow_connections", NULL) == NULL)
+		return NULL;
+	return ((AlterDatabaseStmt *) parsetree)->dbname;
+}
+
+/* Have the launcher look at it when that is committed. */
+static void
+note_reopened_database(const char *name)
+{
+	register_callbacks();
+	database_reopened = get_database_oid(name, true);
 }
 
 /*
@@ -229,7 +275,8 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 	Node	   *parsetree = pstmt->utilityStmt;
 	volatile bool commit_prepared = IsA(parsetree, TransactionStmt) &&
 	((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
-	volatile bool server_changed = changes_server(parsetree);
+	volatile bool mends = may_mend(parsetree);
+	const char *volatile reopened = reopened_database(parsetree);
 	volatile bool renames = guard_is_rename(parsetree);
 	volatile Oid evicted;
 	volatile bool outer;
@@ -269,8 +316,10 @@ timpush_process_utility(PlannedStmt *pstmt, const char *queryString,
 		shared_wake_for_pushes(DT_NOBEGIN, DT_NOBEGIN);
 		shared_wake_for_servers();
 	}
-	if (server_changed && OidIsValid(get_extension_oid("timpush", true)))
+	if (mends && OidIsValid(get_extension_oid("timpush", true)))
 		wake_request();
+	if (reopened != NULL)
+		note_reopened_database(reopened);
 }
 
 void

@@ -44,7 +44,7 @@
 #include "timpush.h"
 
 /* Before the worker ends, answers are waited for this long ... */
-#define GRACE_US			1000000
+#define GRACE_US			700000
 
 /* ... and after this it ends, whatever hangs. */
 #define LEAVE_LIMIT_MS		2000
@@ -59,7 +59,12 @@ static volatile sig_atomic_t cancel_seen = false;
 
 static MemoryContext worker_context;
 static MemoryContext cycle_context;
+
+/* 0: not idle */
 static TimestampTz idle_since = 0;
+
+/* Who has only come to look does not stay if there is nothing to do. */
+#define IDLE_FOR_EVER		1
 
 /* Judge whatever has come back. */
 static void
@@ -75,6 +80,7 @@ take_answers(void)
 		Sender	   *sender = cycle_find_sender(request->serverid);
 
 		sender->in_flight--;
+		idle_since = 0;
 		FAULT_POINT("answered");
 		stats_count(sender->stats, STATS_CONNECTIONS, http_connections(call));
 		sender_judge(sender, request, &transfer);
@@ -104,6 +110,8 @@ send_claimed(List *requests)
 	bool		safe = claim_is_safe();
 	ListCell   *cell;
 
+	if (requests != NIL)
+		idle_since = 0;
 	/* held up here, none of those before is late by that */
 	if (requests != NIL && http_in_flight() == 0)
 		FAULT_POINT_QUIET("leave");
@@ -181,23 +189,26 @@ note_wake(bool servers)
 
 /*
  * Nothing is in flight and nothing may leave.  Leave the database when that
- * has lasted, but for pushes that only wait for their turn by the rate; the
- * launcher starts a worker again.
+ * has lasted, or at once if other databases wait for a process, but for pushes
+ * that only wait for their turn by the rate; the launcher starts a worker
+ * again.
  */
 static TimestampTz
 rest(TimestampTz now)
 {
 	bool		busy = false;
 	TimestampTz due = cycle_due(now, &busy);
+	TimestampTz end;
 
-	if (idle_since == 0 || busy)
+	if (idle_since == 0 || (busy && idle_since != IDLE_FOR_EVER))
 		idle_since = now;
-	if (now >= idle_since + timpush_idle_exit * USECS_PER_SEC)
+	end = (busy ? now : idle_since) + timpush_idle_exit * USECS_PER_SEC;
+	if (now >= end || (shared_worker_crowded() && !busy))
 	{
 		shared_worker_leaves(due);
 		proc_exit(0);
 	}
-	return Min(due, idle_since + timpush_idle_exit * USECS_PER_SEC);
+	return Min(due, end);
 }
 
 /* Wait a moment for answers on the way and record what there is. */
@@ -367,7 +378,6 @@ work(void)
 		{
 			if (!run_cycle(may_claim))
 				return;
-			idle_since = 0;
 			when = now;
 		}
 		else if (may_claim && cycle_removal_wanted(now, &when))
@@ -429,11 +439,10 @@ override_settings(void)
 	insist_on_durability();
 }
 
-/* False if timpush does not live in this database. */
-static bool
+static OutboxFound
 open_database(void)
 {
-	bool		found;
+	OutboxFound found;
 
 	StartTransactionCommand();
 	/* makes conversions to and from UTF-8 work outside of transactions */
@@ -454,11 +463,12 @@ leave_unused(void)
 	proc_exit(0);
 }
 
-/* Likewise, but pushes that come meanwhile shall not start a worker each. */
+/* Likewise, but pushes that come one by one shall not start a worker each. */
 static void
 leave_held(void)
 {
-	TimestampTz end = GetCurrentTimestamp() + timpush_idle_exit * USECS_PER_SEC;
+	TimestampTz end = idle_since == IDLE_FOR_EVER ? 0 :
+	GetCurrentTimestamp() + timpush_idle_exit * USECS_PER_SEC;
 	bool		changed = false;
 
 	while (!changed && GetCurrentTimestamp() < end)
@@ -498,7 +508,7 @@ void
 timpush_worker_main(Datum arg)
 {
 	Oid			dbid = DatumGetObjectId(arg);
-	bool		ignored;
+	OutboxFound found;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -517,12 +527,21 @@ timpush_worker_main(Datum arg)
 	override_settings();
 	stats_worker_begin();
 	FAULT_POINT("start");
-	(void) shared_worker_woken(&ignored);
-	if (!open_database())
+	if (shared_worker_only_looks())
+		idle_since = IDLE_FOR_EVER;
+	found = open_database();
+	if (found == OUTBOX_ABSENT)
 	{
-		apps_forget_database(MyDatabaseId);
 		stats_forget_database(MyDatabaseId);
-		shared_worker_leaves(DT_NOEND);
+		shared_worker_unused();
+	}
+	if (found != OUTBOX_FOUND)
+	{
+		/*
+		 * if unfit we say nothing, so that the launcher pauses before it
+		 * tries again
+		 */
+		apps_forget_database(MyDatabaseId);
 		proc_exit(0);
 	}
 	http_init();
