@@ -11,6 +11,7 @@ rate=
 seconds=
 started=
 loaded_mark=
+values=()
 holder=
 
 # Progress goes where it does not mix with the table.
@@ -33,6 +34,17 @@ sql()
 		args+=(-c "$statement")
 	done
 	run psql -XqAt -v ON_ERROR_STOP=1 "${args[@]}"
+}
+
+# Make the extension and a server: create_timpush DATABASE
+create_timpush()
+{
+	sql "\\connect $1" "CREATE EXTENSION timpush" \
+		"CREATE SERVER chat FOREIGN DATA WRAPPER timpush
+		   OPTIONS (sdkappid '$SDKAPPID', host 'localhost:$PORT', ca_file '$CA',
+					requests_per_second '0', max_in_flight '$IN_FLIGHT')" \
+		"CREATE USER MAPPING FOR PUBLIC SERVER chat
+		   OPTIONS (identifier '$IDENTIFIER', secret_key '$KEY')"
 }
 
 # Change an option of the server: set_server NAME VALUE
@@ -218,11 +230,18 @@ measure_drain()
 # later than its first byte.
 measure_latency()
 {
-	local mark
-	local -a values
-
 	note "latency: $SINGLES single pushes on an idle, warm worker"
 	set_server requests_per_second 0
+	one_by_one
+	report 'commit to arrival, median' "$(median "${values[@]}")" - ms - '< 5' "pushes=$SINGLES"
+	report 'commit to arrival, p95' "$(quantile 0.95 "${values[@]}")" - ms - - "pushes=$SINGLES"
+}
+
+# Sets "values", in ms.
+one_by_one()
+{
+	local mark
+
 	serial=$((serial + 1))
 	mark=$(ledger_mark)
 	sql "CALL bench.one_by_one('warm$serial', 20, 0.02)" \
@@ -233,8 +252,6 @@ measure_latency()
 	mapfile -t values < <(sql "SELECT (l.at - c.at) / 1000.0 FROM bench.committed c JOIN bench.ledger l USING (account)")
 	[[ ${#values[@]} == "$SINGLES" ]] ||
 		die "of $SINGLES pushes, ${#values[@]} were received"
-	report 'commit to arrival, median' "$(median "${values[@]}")" - ms - '< 5' "pushes=$SINGLES"
-	report 'commit to arrival, p95' "$(quantile 0.95 "${values[@]}")" - ms - - "pushes=$SINGLES"
 }
 
 # What the worker has for itself after 10,000 and after 100,000 pushes.
@@ -453,4 +470,90 @@ release_transaction()
 	sql "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 		 WHERE application_name = 'bench_held'" >/dev/null
 	wait "$holder" || true
+}
+
+# Many databases that have timpush and nothing to do, and one that sends.
+measure_databases()
+{
+	local i began looked took=0 n most=0 launcher before median_alone p95_alone span=20
+
+	note "databases: $DATABASES that have timpush, one of which sends"
+	set_server requests_per_second 0
+	restart_database
+	one_by_one
+	median_alone=$(median "${values[@]}")
+	p95_alone=$(quantile 0.95 "${values[@]}")
+
+	sql "CREATE DATABASE bench_template"
+	create_timpush bench_template
+	for ((i = 1; i <= DATABASES; i++)); do
+		sql "CREATE DATABASE bench_$i TEMPLATE bench_template"
+	done
+
+	# a template's copies are many pages to be written
+	sql "CHECKPOINT"
+	# what a worker has done in a database is counted when it has left
+	began=$(date +%s.%N)
+	restart_database
+	looked=0
+	while [[ $looked -lt $DATABASES ]]; do
+		IFS='|' read -r looked n < <(sql "
+			SELECT (SELECT count(*) FROM pg_stat_database
+					 WHERE datname ~ '^bench_[0-9]' AND xact_commit > 0),
+				   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'timpush worker')")
+		[[ $n -le $most ]] || most=$n
+		took=$(calc "$(date +%s.%N) - $began")
+		[[ ${took%.*} -lt 300 ]] || die "after ${took%.*} s, $looked databases have been looked at"
+		sleep 0.05
+	done
+	report "$DATABASES databases, start until all were looked at" "$took" - s - -
+	report "$DATABASES databases, most workers at once meanwhile" "$most" - processes - -
+
+	wait_no_worker
+	launcher=$(sql "SELECT pid FROM pg_stat_activity WHERE backend_type = 'timpush launcher'")
+	before=$(switches "$launcher") n=$(transactions)
+	sleep "$span"
+	report "$DATABASES databases, wake-ups in $span s of idleness" \
+		"$(($(switches "$launcher") - before))" - - - '<= 1'
+	report "$DATABASES databases, transactions meanwhile" "$(($(transactions) - n))" - - - '<= 0'
+	report "$DATABASES databases, memory of the launcher" \
+		"$(calc "$(own_memory "$launcher") / 1024")" - MB - -
+
+	one_by_one
+	report 'memory of the one worker' "$(calc "$(own_memory "$(worker_pid)") / 1024")" - MB - -
+	report "workers while one of $DATABASES databases sends" \
+		"$(sql "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'timpush worker'")" \
+		- processes - '<= 1'
+	compare "commit to arrival, median, one of $DATABASES databases / alone" \
+		"$(median "${values[@]}")" "$median_alone" ms '<= 1.2' "pushes=$SINGLES"
+	compare "commit to arrival, p95, one of $DATABASES databases / alone" \
+		"$(quantile 0.95 "${values[@]}")" "$p95_alone" ms - "pushes=$SINGLES"
+	for ((i = 1; i <= DATABASES; i++)); do
+		sql "DROP DATABASE bench_$i"
+	done
+}
+
+wait_no_worker()
+{
+	local tries=0
+
+	until [[ $(sql "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'timpush worker'") == 0 ]]; do
+		tries=$((tries + 1))
+		[[ $tries -lt 300 ]] || die "workers stay where there is nothing to do"
+		sleep 0.1
+	done
+	sleep 1
+}
+
+# How often a process has gone to sleep.
+switches()
+{
+	awk '/^voluntary_ctxt_switches:/ { print $2 }' "/proc/$1/status"
+}
+
+# Of all databases but the one that asks.
+transactions()
+{
+	sql "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database
+		 WHERE datname IS DISTINCT FROM current_database()"
 }
