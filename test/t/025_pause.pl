@@ -196,7 +196,7 @@ resume('chat');
 
 # What was claimed, but has to wait for the limit, does not leave any more: two
 # databases share an app of a call in four seconds.  When both may send, the one
-# whose journal is slow to write is too late.
+# whose journal is slower to write is too late.
 my %slow = (
 	sdkappid => 1600150143,
 	secret_key => 'another-key',
@@ -205,11 +205,14 @@ $node->safe_psql('postgres', 'CREATE DATABASE rival');
 $node->safe_psql('rival',
 	'CREATE EXTENSION timpush;' . $tim->create_server_sql('slow', %slow));
 sql($tim->create_server_sql('slow', %slow));
-sql(<<'SQL');
+foreach my $slowness ([ 'rival', 0.2 ], [ 'postgres', 0.6 ])
+{
+	$node->safe_psql($slowness->[0], <<"SQL");
 CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS
   'BEGIN PERFORM pg_sleep(TG_ARGV[0]::float); RETURN NEW; END';
-CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze(0.3);
+CREATE TRIGGER doze BEFORE INSERT ON push_request FOR EACH ROW EXECUTE FUNCTION doze($slowness->[1]);
 SQL
+}
 my $held = 0;
 foreach my $round (1 .. 5)
 {
