@@ -113,7 +113,8 @@ struct HttpPool
 	bool		http1;			/* the peer speaks no HTTP/2 */
 	bool		retired;		/* goes away with its last call */
 	int			streams;		/* that a connection may carry */
-	bool		refused;		/* the peer has just refused some of them */
+	bool		begun;			/* one was begun with that number ... */
+	bool		refused;		/* ... and the peer has refused a stream */
 	int			answers;		/* since that number was set */
 	Goaway		goaways[MAX_GOAWAYS];
 	int			next_goaway;
@@ -322,7 +323,10 @@ read_trace(CURL *easy, curl_infotype type, char *data, size_t size, void *arg)
 		call->port = local_port(easy);
 		call->disowned = false;
 		if (number == 1)
+		{
 			forget_goaways(call->pool, call->port);
+			call->pool->begun = true;
+		}
 	}
 	else if (call->stream > 0 && strstr(text, "GOAWAY, error=") != NULL &&
 			 (number = number_after(text, "last_stream=")) >= 0)
@@ -514,7 +518,7 @@ static void
 set_streams(HttpPool *pool, int streams)
 {
 	pool->streams = streams;
-	pool->refused = false;
+	pool->begun = pool->refused = false;
 	pool->answers = 0;
 	curl_multi_setopt(pool->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, (long) streams);
 }
@@ -527,7 +531,7 @@ set_streams(HttpPool *pool, int streams)
 static void
 adjust_streams(HttpPool *pool)
 {
-	if (pool->refused)
+	if (pool->begun && pool->refused)
 		set_streams(pool, Max(pool->streams / 2, 1));
 	else if (pool->streams < STREAMS_PER_CONNECTION &&
 			 pool->answers >= STREAMS_PER_CONNECTION)
@@ -759,6 +763,28 @@ learn_protocol(HttpCall *call)
 	}
 }
 
+/* Has the connection ended before the call did? */
+static bool
+connection_ended(const HttpCall *call)
+{
+	return call->result == CURLE_SEND_ERROR || call->result == CURLE_RECV_ERROR ||
+		call->result == CURLE_GOT_NOTHING || call->result == CURLE_HTTP2 ||
+		call->result == CURLE_PARTIAL_FILE;
+}
+
+/*
+ * A newer libcurl keeps a connection that was reset and does not look whether
+ * it still stands if it has just been used, so that whatever went next would be
+ * in doubt.  Calls that are on others may end there.
+ */
+static void
+leave_connections(HttpPool *pool pg_attribute_unused())
+{
+#ifdef CURLMNWC_CLEAR_CONNS
+	curl_multi_setopt(pool->multi, CURLMOPT_NETWORK_CHANGED, CURLMNWC_CLEAR_CONNS);
+#endif
+}
+
 /*
  * Has the call met the end of a connection, and did its fate not depend on it?
  * A connection that served before may end at any time, and a new one serves.
@@ -768,9 +794,7 @@ met_retired_connection(const HttpCall *call)
 {
 	long		opened = 0;
 
-	if (call->result != CURLE_SEND_ERROR && call->result != CURLE_RECV_ERROR &&
-		call->result != CURLE_GOT_NOTHING && call->result != CURLE_HTTP2 &&
-		call->result != CURLE_PARTIAL_FILE)
+	if (!connection_ended(call))
 		return false;
 	curl_easy_getinfo(call->easy, CURLINFO_NUM_CONNECTS, &opened);
 	return call->disowned || (call->pos == 0 && opened == 0);
@@ -801,6 +825,8 @@ end_call(HttpCall *call, CURLcode result)
 	call->result = result;
 	learn_protocol(call);
 	curl_multi_remove_handle(call->pool->multi, call->easy);
+	if (connection_ended(call))
+		leave_connections(call->pool);
 	if (restart_call(call))
 		return;
 	dlist_delete(&call->node);
