@@ -649,9 +649,10 @@ run_for_server(const Session *session, const char *sql, const char *server, bool
 {
 	Oid			type = NAMEOID;
 	NameData	name;
-	Datum		value = NameGetDatum(&name);
+	Datum		value;
 
 	namestrcpy(&name, server);
+	value = NameGetDatum(&name);
 	run_plan(session, sql, 1, &type, &value, read_only);
 }
 
