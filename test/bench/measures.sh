@@ -490,8 +490,9 @@ measure_databases()
 		sql "CREATE DATABASE bench_$i TEMPLATE bench_template"
 	done
 
-	# a template's copies are many pages to be written
-	sql "CHECKPOINT"
+	# a template's copies are many pages to be written, and autovacuum looks
+	# into each database too
+	sql "CHECKPOINT" "ALTER SYSTEM SET autovacuum = off"
 	# what a worker has done in a database is counted when it has left
 	began=$(date +%s.%N)
 	restart_database
@@ -531,6 +532,7 @@ measure_databases()
 	for ((i = 1; i <= DATABASES; i++)); do
 		sql "DROP DATABASE bench_$i"
 	done
+	sql "ALTER SYSTEM RESET autovacuum" "SELECT pg_reload_conf()" >/dev/null
 }
 
 wait_no_worker()
