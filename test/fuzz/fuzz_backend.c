@@ -20,6 +20,7 @@
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -235,5 +236,7 @@ timpush_fuzz(PG_FUNCTION_ARGS)
 	input_context = fuzz_context_create(TopMemoryContext);
 	on_exit(leave, NULL);
 	release_signals();
+	/* single-user mode leaves it unset, and then nesting has no limit */
+	(void) set_stack_base();
 	exit(LLVMFuzzerRunDriver(&argc, &argv, run_input));
 }
