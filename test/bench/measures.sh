@@ -472,6 +472,38 @@ release_transaction()
 	wait "$holder" || true
 }
 
+# Tables, indexes and what is kept out of line, in kB.
+journal_kb()
+{
+	sql "SELECT sum(pg_total_relation_size(t)) / 1024
+		 FROM unnest('{push_outbox,push_request,push_result,push_error}'::regclass[]) t"
+}
+
+# What is removed leaves room for what comes, while pushes come and go.
+measure_bloat()
+{
+	local early='' late i
+
+	note "bloat: 400,000 pushes with a retention of 10 s"
+	sql "ALTER SYSTEM SET timpush.retention = '10s'" \
+		"ALTER SYSTEM SET autovacuum_naptime = '1s'" "SELECT pg_reload_conf()" >/dev/null
+	set_server requests_per_second 0
+	empty_timpush
+	for ((i = 1; i <= 80; i++)); do
+		load_timpush 5000 0
+		wait_drained 120
+		sleep 0.7
+		[[ $((i % 10)) -eq 0 ]] || continue
+		late=$(journal_kb)
+		[[ $i -ne 40 ]] || early=$late
+		note "  after $((i * 5000)) pushes: $late kB, $(sql "SELECT count(*) FROM push_result") of them are kept"
+	done
+	sql "ALTER SYSTEM RESET timpush.retention" "ALTER SYSTEM RESET autovacuum_naptime" \
+		"SELECT pg_reload_conf()" >/dev/null
+	report 'journal, 400,000 pushes to 200,000' "$late" "$early" kB \
+		"$(calc "$late / $early")" '<= 1.1'
+}
+
 # Many databases that have timpush and nothing to do, and one that sends.
 measure_databases()
 {
